@@ -1,0 +1,29 @@
+"""Exact discrete adjoint gradients of time-stepping programs on torch tensors, within a memory budget."""
+
+from adjoint import check
+from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete
+from adjoint.problem import Stats
+from adjoint.scan import scan
+from adjoint.solve import Solution, solve
+from adjoint.tableaus import METHODS, Tableau
+from adjoint.tensors import UntrackedTensorError
+from adjoint.timeline import CONTROLLERS, Controller, SolveError, frozen_steps
+
+__all__ = [
+    "CONTROLLERS",
+    "GRADIENTS",
+    "METHODS",
+    "Backprop",
+    "Backsolve",
+    "Controller",
+    "Discrete",
+    "Solution",
+    "SolveError",
+    "Stats",
+    "Tableau",
+    "UntrackedTensorError",
+    "check",
+    "frozen_steps",
+    "scan",
+    "solve",
+]

@@ -1,0 +1,447 @@
+"""The stepper that autograd transposes, and the torch.autograd.Function that joins a Run to torch's graph.
+
+A door (solve, scan) brings a Program: its step as a pure function of tensors. Everything else is here: aliases of
+what the step captures, outputs emitted once, cotangents taken in, sums of parameter gradients, and the checks without
+which a gradient could be silently wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from adjoint.stores import Slots
+from adjoint.tensors import Reach, State, Touched, differentiable, leaves_behind, refuse, refuse_kept
+from revolve import Run
+
+Cotangent = list[Tensor | None]
+
+
+class Step(NamedTuple):
+    """What one step gives."""
+
+    state: State
+    outputs: tuple[tuple[int, State], ...] = ()
+    """(index, leaves): values that the caller sees at this index."""
+    inputs: tuple[Tensor, ...] = ()
+    """Leaves made for this step alone, whose cotangents go to ``Program.receive``."""
+
+
+class Program(Protocol):
+    """The steps of one door."""
+
+    label: str
+    evaluations: int
+    """Calls of the caller's function so far."""
+    rejected: int
+    """Steps tried and not accepted."""
+    initial: int | None
+    """The index at which x_0 itself is an output, if it is one."""
+    outputs: int
+    """How many output indices there are."""
+    inputs: tuple[Tensor, ...]
+    """The caller's tensors (times, inputs of a recurrence) of which each step uses a part."""
+
+    def step(self, function: Any, k: int, state: State, recording: bool) -> Step:
+        """Step k. ``function`` is the caller's, rebound; with ``recording`` its graph is kept."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether the end has been reached; asked only when the number of steps is unknown."""
+        ...
+
+    def sample(self) -> Program:
+        """A program whose step 0 is like this one's, and known: to try things out on."""
+        ...
+
+    def on_graph(self) -> Program:
+        """The same steps with ``inputs`` themselves in place of per-step leaves, for torch's own graph."""
+        ...
+
+    def begin_reverse(self) -> None: ...
+
+    def receive(self, k: int, cotangents: Sequence[Tensor | None]) -> None: ...
+
+    def input_cotangents(self) -> Sequence[Tensor | None]: ...
+
+
+class Captured:
+    """The tensors that a function holds, and the function rebound to aliases of them: two aliases, made once.
+
+    ``plain`` uses aliases without grad, so that whatever still comes out requiring grad was not found; ``recorded``
+    uses leaves, so that hooks and other paths of the caller's graph see nothing of the steps.
+    """
+
+    def __init__(self, function: Any, label: str) -> None:
+        _refuse_transforms(label)
+        self.label = label
+        self.original = function
+        self._reach = Reach(function, label)
+        found = self._reach.requiring_grad
+        self.names = [name for name, _ in found]
+        self.tensors = [x for _, x in found]
+        self.leaves = [_alias(x, True) for x in self.tensors]
+        self.without = [_alias(x, False) for x in self.tensors]
+        self.constants = [x for _, x in self._reach.tensors.values() if not x.requires_grad]
+        self.plain = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.without, strict=True)})
+        self.alike = True
+        """Whether torch takes the same operations with and without grad; if not, plain steps are recorded ones."""
+        self.recorded = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.leaves, strict=True)})
+        self._versions: list[tuple[str, Tensor, int]] = []
+        for name, x in self._reach.tensors.values():
+            self.watch(name, x)
+
+    def watch(self, name: str, x: Tensor) -> None:
+        """Take part in :meth:`check`."""
+        if not x.is_inference():
+            spoken = name.replace(f"{self.label}[0]", self.label, 1).replace(f"{self.label}[1]", "args", 1)
+            self._versions.append((spoken, x, x._version))
+
+    def arrivals(self) -> dict[int, Tensor]:
+        """Tensors that the function reaches now, and did not when it was looked at first."""
+        now, then = Reach(self.original, self.label).tensors, self._reach.tensors
+        return {key: x for key, (_, x) in now.items() if key not in then}
+
+    @property
+    def objects(self) -> Iterable[Any]:
+        """Everything that the function reaches."""
+        return self._reach.objects
+
+    def check(self) -> None:
+        """Raise if a tensor changed since it was first used: the recomputed steps would be others."""
+        for name, x, version in self._versions:
+            if x._version != version:
+                raise RuntimeError(
+                    f"{name} (shape {tuple(x.shape)}) was changed in place between the forward and the reverse sweep; "
+                    f"call backward() before changing it, or work on a clone"
+                )
+
+
+def _alias(x: Tensor, requires_grad: bool) -> Tensor:
+    """The same numbers outside of every graph; a parameter stays one, for functions that ask."""
+    alias = x.detach()
+    if isinstance(x, torch.nn.Parameter):
+        alias = torch.nn.Parameter(alias, requires_grad)
+    alias.__dict__.update(x.__dict__)
+    return alias.requires_grad_(requires_grad)
+
+
+def _refuse_transforms(label: str) -> None:
+    """torch.func and forward mode replace tensors by wrappers, which detached aliases would lose."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            f"{label} is differentiated inside a torch.func transform or in forward mode, which the reverse sweep "
+            f"cannot follow; use gradient='backprop' and a fixed-step method, or torch.autograd.grad without transforms"
+        )
+
+
+class Outputs:
+    """Values at the caller's indices, one buffer per leaf, allocated when the first value arrives."""
+
+    def __init__(self, count: int, label: str) -> None:
+        self.count, self.label = count, label
+        self.buffers: list[Tensor] = []
+
+    def put(self, index: int, leaves: State) -> None:
+        if not self.buffers:
+            self.buffers = [x.new_empty((self.count, *x.shape), requires_grad=False) for x in leaves]
+        for buffer, x in zip(self.buffers, leaves, strict=True):
+            if buffer.shape[1:] != x.shape or buffer.dtype != x.dtype:
+                raise ValueError(
+                    f"{self.label}: output {index} has shape {tuple(x.shape)} and {x.dtype}, "
+                    f"earlier ones {tuple(buffer.shape[1:])} and {buffer.dtype}"
+                )
+            buffer[index].copy_(x.detach())
+
+
+class Recorded(NamedTuple):
+    leaves: State
+    step: Step
+
+
+class TooManyTapes(Exception):
+    """Recording reached its limit; the sweep goes on plainly from here."""
+
+    def __init__(self, state: State, step: int) -> None:
+        super().__init__()
+        self.state, self.step = state, step
+
+
+class AutogradStepper:
+    """A ``revolve.Stepper`` over states of torch tensors; each recorded step is one graph, and one sum a step."""
+
+    def __init__(self, program: Program, captured: Captured) -> None:
+        self.program, self.captured = program, captured
+        self.outputs = Outputs(program.outputs, program.label)
+        self.frontier = 0
+        """Steps below it have been run: their outputs are not written again, their captures are known."""
+        self.plain_runs = self.recorded_runs = 0
+        self.most_tapes: int | None = None
+        self.tick: Callable[[int], None] | None = None
+        self.tracking = torch.is_grad_enabled()
+        """Whether anybody will want a gradient; if not, nothing is checked."""
+        self.cotangents: Cotangent = []
+        self.sums: Cotangent = []
+        self.arrivals: dict[int, Tensor] = {}
+
+    def start(self, state: State) -> None:
+        if self.program.initial is not None:
+            self.outputs.put(self.program.initial, state)
+
+    def last(self, step: int) -> bool:
+        return self.program.done
+
+    def advance(self, state: State, start: int, stop: int) -> State:
+        if not self.captured.alike and self.tracking:
+            return self._advance_with_grad(state, start, stop)
+        entry = state
+        with torch.set_grad_enabled(self.tracking):
+            for k in range(start, stop):
+                step = self.program.step(self.captured.plain, k, state, False)
+                if k >= self.frontier:
+                    self._first_time(k, state, step, ())
+                state = _settled(step.state)
+        self.plain_runs += stop - start
+        return _apart(state, entry)
+
+    def _advance_with_grad(self, state: State, start: int, stop: int) -> State:
+        """Plain runs with the very operations of recorded ones; each graph is dropped at once."""
+        limit, self.most_tapes = self.most_tapes, None
+        for k in range(start, stop):
+            state, _ = self.record(state, k, k + 1)
+        self.most_tapes = limit
+        self.recorded_runs -= stop - start
+        self.plain_runs += stop - start
+        return state
+
+    def record(self, state: State, start: int, stop: int) -> tuple[State, list[Recorded]]:
+        entry = state
+        tape: list[Recorded] = []
+        with torch.enable_grad():
+            for k in range(start, stop):
+                if self.most_tapes is not None and k >= self.most_tapes:
+                    raise TooManyTapes(state, k)
+                leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)
+                step = self._recorded_step(k, leaves)
+                if k >= self.frontier:
+                    self._first_time(k, state, step, leaves)
+                tape.append(Recorded(leaves, step))
+                state = _settled(step.state)
+        self.recorded_runs += stop - start
+        return _apart(state, entry), tape
+
+    def _recorded_step(self, k: int, leaves: State) -> Step:
+        """One recorded run. Were tensors put where the function looks, it is watched: it may have kept one itself."""
+        if not self.arrivals:
+            return self.program.step(self.captured.recorded, k, leaves, True)
+        with Touched(()) as touched:
+            step = self.program.step(self.captured.recorded, k, leaves, True)
+        for key, x in touched.outside.items():
+            if key in self.arrivals:
+                refuse_kept(x, self.program.label)
+        return step
+
+    def reverse(self, tape: list[Recorded], cotangent: Cotangent) -> Cotangent:
+        while tape:
+            leaves, step = tape.pop()
+            cotangent = self._transpose(leaves, step, cotangent)
+        return cotangent
+
+    def begin_reverse(self, cotangents: Cotangent) -> None:
+        """Take the cotangents of the outputs, and forget the sums of an earlier reverse sweep."""
+        self.arrivals = self.captured.arrivals()
+        self.cotangents = cotangents
+        self.sums = [None] * len(self.captured.leaves)
+        self.reversed = self.frontier
+        self.program.begin_reverse()
+
+    def _transpose(self, leaves: State, step: Step, cotangent: Cotangent) -> Cotangent:
+        """One step's vector-Jacobian product; the running sums are seeded, so that each use adds to them in turn."""
+        self.reversed -= 1
+        roots: list[Tensor] = []
+        seeds: list[Tensor] = []
+        for x, seed in zip(step.state, cotangent, strict=True):
+            if seed is not None and x.requires_grad:
+                roots.append(x)
+                seeds.append(seed)
+        for index, values in step.outputs:
+            for x, all_seeds in zip(values, self.cotangents, strict=True):
+                if all_seeds is not None and x.requires_grad:
+                    roots.append(x)
+                    seeds.append(all_seeds[index])
+        if not roots:
+            return [None] * len(leaves)
+        own = [x for x in leaves if x.requires_grad]
+        parameters = self.captured.leaves
+        for leaf, total in zip(parameters, self.sums, strict=True):
+            if total is not None:
+                roots.append(leaf)
+                seeds.append(total)
+        gradients = torch.autograd.grad(roots, [*own, *step.inputs, *parameters], seeds, allow_unused=True)
+        state_end, inputs_end = len(own), len(own) + len(step.inputs)
+        self.sums = list(gradients[inputs_end:])
+        if step.inputs:
+            self.program.receive(self.reversed, gradients[state_end:inputs_end])
+        found = iter(gradients[:state_end])
+        return [next(found) if x.requires_grad else None for x in leaves]
+
+    def _first_time(self, k: int, state: State, step: Step, leaves: State) -> None:
+        """Emit the outputs of a step that runs for the first time, after making sure that nothing was missed."""
+        results = _results(step)
+        if self.tracking and any(x.requires_grad for x in results):
+            known = {id(x) for x in (*leaves, *step.inputs, *(self.captured.leaves if leaves else ()))}
+            if not leaves_behind(results).keys() <= known:
+                self._name_the_missing(k, state)
+        for index, values in step.outputs:
+            self.outputs.put(index, values)
+        self.frontier = k + 1
+        if self.tick is not None:
+            self.tick(k + 1)
+
+    def _name_the_missing(self, k: int, state: State) -> None:
+        """Something unknown requires grad: run the step again and watch. Leaves that the step makes itself are fine."""
+        with Touched([*state, *self.captured.without, *self.captured.constants]) as touched:
+            step = self.program.step(self.captured.plain, k, state, False)
+        missing = {id(x): x for x in touched.requiring_grad}
+        if not missing:  # used where no torch function shows it
+            missing = {key: x for key, x in leaves_behind(_results(step)).items() if x not in touched.inside}
+        if missing:
+            refuse(missing.values(), self.program.label)
+
+
+def _results(step: Step) -> list[Tensor]:
+    return [*step.state, *(x for _, values in step.outputs for x in values)]
+
+
+def _settled(state: State) -> State:
+    """A state ready for the next step: no graph, contiguous (other strides are other kernels, and other bits)."""
+    if any(x.requires_grad or not x.is_contiguous() for x in state):
+        return tuple(x.detach().contiguous() for x in state)
+    return state
+
+
+def _apart(state: State, entry: State) -> State:
+    """The state in memory of its own: a step that hands its input on must not keep a slot alive by it."""
+    if state is entry:
+        return tuple(x.clone() for x in state)
+    held = {x.untyped_storage()._cdata for x in entry}
+    if any(x.untyped_storage()._cdata in held for x in state):
+        return tuple(x.clone() if x.untyped_storage()._cdata in held else x for x in state)
+    return state
+
+
+class Ambient:
+    """What surrounds a computation and changes its numbers: autocast, default dtype and default device.
+
+    Autocast keeps no casts: one cast used twice adds up its cotangents in low precision, two casts do not.
+    """
+
+    def __init__(self) -> None:
+        self._dtype, self._device = torch.get_default_dtype(), torch.get_default_device()
+        kinds = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+        self._casts = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            if torch.get_default_dtype() != self._dtype:
+                stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+                torch.set_default_dtype(self._dtype)
+            if torch.get_default_device() != self._device:
+                stack.enter_context(self._device)
+            for kind, dtype, enabled in self._casts:
+                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
+            yield
+
+
+@dataclass
+class Sweep:
+    """A chain that has been run, with all that its reverse sweep needs; it may be reversed again and again."""
+
+    run: Run[State, list[Recorded], Cotangent]
+    stepper: AutogradStepper
+    slots: Slots
+    ambient: Ambient
+
+    def check(self) -> None:
+        self.stepper.captured.check()
+
+    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
+        """Cotangents of (x_0, the program's inputs, the captured tensors)."""
+        stepper, program = self.stepper, self.stepper.program
+        stepper.begin_reverse(of_outputs)
+        with self.ambient.entered(), torch.enable_grad():
+            first = self.run.backward(of_state or [None] * self.slots.leaves)
+        self.slots.release()
+        if program.initial is not None:
+            first = [_sum(x, g if g is None else g[program.initial]) for x, g in zip(first, of_outputs, strict=True)]
+        sums, stepper.sums, stepper.cotangents = stepper.sums, [], []
+        return [*first, *program.input_cotangents(), *sums]
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+class Reversal(Protocol):
+    """What turns cotangents of results into cotangents of inputs."""
+
+    def check(self) -> None:
+        """Raise if something that is still needed has changed."""
+        ...
+
+    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]: ...
+
+
+class _Join(torch.autograd.Function):
+    """Hands the results of a finished sweep to torch's graph; the inputs are x_0, the program's, the captured."""
+
+    @staticmethod
+    def forward(ctx: Any, sweep: Reversal, results: list[Tensor], outputs: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.sweep, ctx.outputs = sweep, outputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        values = tuple(results)
+        results.clear()
+        ctx.mark_non_differentiable(*(x for x in values if not differentiable(x)))
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        ctx.sweep.check()  # before torch's own check, which names nothing
+        inputs = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        gradients = _Reverse.apply(ctx.sweep, ctx.outputs, len(inputs), *inputs, *cotangents)
+        return None, None, None, *(g if wanted else None for g, wanted in zip(gradients, needed, strict=True))
+
+
+class _Reverse(torch.autograd.Function):
+    """The reverse sweep, as a function of inputs and cotangents whose own derivative is refused, not silently zero."""
+
+    @staticmethod
+    def forward(ctx: Any, sweep: Reversal, outputs: int, inputs: int, *tensors: Tensor | None) -> Any:
+        cotangents = list(tensors[inputs:])
+        return tuple(sweep.reverse(cotangents[:outputs], cotangents[outputs:]))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        raise RuntimeError(
+            "this gradient cannot be differentiated again: the reverse sweep keeps no graph. "
+            "Use gradient='backprop' for second derivatives"
+        )
+
+
+def join(
+    reversal: Reversal, outputs: list[Tensor], final: State | None, inputs: Sequence[Tensor]
+) -> tuple[list[Tensor], State | None]:
+    """Finished results (and the last state, unless None) as differentiable functions of the inputs."""
+    count = len(outputs)
+    results = _Join.apply(reversal, [*outputs, *(x.clone() for x in final or ())], count, *inputs)
+    return list(results[:count]), tuple(results[count:]) if final is not None else None

@@ -1,0 +1,130 @@
+"""Continuous adjoints: the adjoint equation discretised, not the adjoint of the discretisation. For comparison.
+
+    dlam/dt = -f_y^T lam,    dmu/dt = -f_p^T lam,    backwards in time, with jumps at the times of the loss
+
+The gradient agrees with the discrete one only in the limit of small steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from adjoint.autograd import Ambient, AutogradStepper, Captured, Cotangent, join
+from adjoint.discrete import run_plainly
+from adjoint.problem import Outcome, Problem, Stats
+from adjoint.steppers.explicit import ExplicitProgram, Tolerance, explicit_program
+from adjoint.tensors import State, Structure
+
+
+@dataclass(frozen=True)
+class Backsolve:
+    """Solve the state and its adjoint together, backwards from the last state: constant memory, no checkpoints.
+
+    Source: Chen et al. (2018), NeurIPS, Algorithm 1. Solving the state backwards is unstable for dissipative systems:
+    the gradient can then be wrong in every digit. Tolerances default to those of the forward solve.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __call__(self, problem: Problem) -> Outcome:
+        program = problem.program
+        if not isinstance(program, ExplicitProgram):
+            raise TypeError(f"gradient='backsolve' integrates an ODE; {program.label} is not one")
+        captured = Captured(problem.function, program.label)
+        for x in (*problem.state, *program.inputs):
+            captured.watch("y0 or t", x)
+        stepper = AutogradStepper(program, captured)
+        stepper.tick = problem.tick
+        state = tuple(x.detach().contiguous() for x in problem.state)
+        final, failure = run_plainly(stepper, state, problem.steps)
+        outputs = stepper.outputs.buffers
+        everything = (*problem.state, *program.inputs, *captured.tensors)
+        if stepper.tracking and failure is None and any(x.requires_grad for x in everything):
+            values = tuple(x.detach() for x in outputs)
+            for x in values:
+                captured.watch("the solution", x)
+            solve = _Backwards(program, captured, self._tolerance(program.control.tolerance), values)
+            outputs, _ = join(solve, outputs, None, everything)
+        return Outcome(outputs, final, Stats(program, stepper, stepper.frontier), None, failure)
+
+    def _tolerance(self, default: Tolerance) -> Tolerance:
+        return Tolerance(self.rtol or default.rtol, self.atol or default.atol)
+
+
+@dataclass
+class _Backwards:
+    """The augmented solve of one gradient."""
+
+    program: ExplicitProgram
+    captured: Captured
+    tolerance: Tolerance
+    outputs: State
+    """The solution at the asked times, by leaf."""
+    ambient: Ambient = field(default_factory=Ambient)
+
+    def check(self) -> None:
+        self.captured.check()
+
+    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
+        """Cotangents of (y0, t if it is differentiated, the captured tensors)."""
+        with self.ambient.entered():
+            return self._reverse(of_outputs)
+
+    def _reverse(self, of_outputs: Cotangent) -> list[Tensor | None]:
+        program, parameters = self.program, self.captured.leaves
+        asked = program.asked.t
+        lam: State = tuple(torch.zeros_like(x[0]) for x in self.outputs)
+        mu: State = tuple(torch.zeros_like(x) for x in parameters)
+        of_times = torch.zeros(len(asked), dtype=torch.float64)
+        for j in range(len(asked) - 1, 0, -1):
+            state = tuple(x[j] for x in self.outputs)
+            jump = tuple(torch.zeros_like(x) if g is None else g[j] for x, g in zip(state, of_outputs, strict=True))
+            of_times[j] = self._along(asked[j], state, jump)
+            lam = tuple(x + g for x, g in zip(lam, jump, strict=True))
+            lam, mu = self._between(asked[j], asked[j - 1], state, lam, mu)
+        of_times[0] = -self._along(asked[0], tuple(x[0] for x in self.outputs), lam)
+        lam = tuple(x if g is None else x + g[0] for x, g in zip(lam, of_outputs, strict=True))
+        return [*lam, *(of_times.to(x) for x in program.inputs), *mu]
+
+    def _along(self, t: float, state: State, cotangent: State) -> float:
+        """The product of a cotangent with f at this time: the derivative in an asked time."""
+        if not self.program.inputs:
+            return 0.0
+        slope = self.program.slope(self.captured.plain, self.program.time(t), state)
+        return float(sum(torch.sum(x.conj() * g).real for x, g in zip(slope, cotangent, strict=True)))
+
+    def _between(self, start: float, stop: float, state: State, lam: State, mu: State) -> tuple[State, State]:
+        """The augmented state (y, lam, mu) from one asked time back to the one before."""
+        structure, together = Structure.of((*state, *lam, *mu), "the augmented state")
+        t = torch.tensor([start, stop], dtype=self.program.time(0.0).dtype)
+        control = replace(self.program.control, tolerance=self.tolerance)
+        function = (self._slopes, ())
+        with torch.no_grad():
+            augmented = explicit_program(self.program.tableau, function, t, structure, together, control)
+            k = 0
+            while k < augmented.timeline.steps or not augmented.done:
+                together = augmented.step(function, k, together, False).state
+                k += 1
+        size = len(state)
+        return together[size : 2 * size], together[2 * size :]
+
+    def _slopes(self, t: Tensor, together: State) -> State:
+        """(f, -f_y^T lam, -f_p^T lam)."""
+        size = len(self.outputs)
+        parameters = self.captured.leaves
+        with torch.enable_grad():
+            state = tuple(x.detach().requires_grad_() for x in together[:size])
+            slope = self.program.slope(self.captured.recorded, t, state)
+            roots = [(x, -lam) for x, lam in zip(slope, together[size : 2 * size], strict=True) if x.requires_grad]
+            gradients: Sequence[Tensor | None] = [None] * (size + len(parameters))
+            if roots:
+                values, seeds = zip(*roots, strict=True)
+                gradients = torch.autograd.grad(values, (*state, *parameters), seeds, allow_unused=True)
+        like = (*state, *parameters)
+        adjoints = (torch.zeros_like(x) if g is None else g for x, g in zip(like, gradients, strict=True))
+        return (*(x.detach() for x in slope), *adjoints)

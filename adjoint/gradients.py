@@ -1,0 +1,65 @@
+"""How a gradient is made: one class each. None of them knows a solver; each is handed a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor
+
+from adjoint.autograd import AutogradStepper, Captured
+from adjoint.continuous import Backsolve
+from adjoint.discrete import Discrete, run_plainly
+from adjoint.problem import Gradient, Outcome, Problem, Stats
+from adjoint.tensors import State
+from adjoint.timeline import SolveError
+
+
+@dataclass(frozen=True)
+class Backprop:
+    """Torch's own graph through every step: everything is stored, and derivatives of any order work."""
+
+    def __call__(self, problem: Problem) -> Outcome:
+        program, steps = problem.program, problem.steps
+        failure: SolveError | None = None
+        if steps is None:
+            with torch.no_grad():
+                stepper = AutogradStepper(program, Captured(problem.function, program.label))
+                _, failure = run_plainly(stepper, tuple(x.detach() for x in problem.state), None)
+                steps = stepper.frontier
+        program = program.on_graph()
+        state: State = tuple(x.contiguous() for x in problem.state)
+        found: dict[int, State] = {} if program.initial is None else {program.initial: state}
+        for k in range(steps):
+            step = program.step(problem.function, k, state, True)
+            found.update(step.outputs)
+            state = step.state
+            if problem.tick is not None:
+                problem.tick(k + 1)
+        outputs = [torch.stack(column) for column in zip(*_in_order(found, program.outputs), strict=True)]
+        return Outcome(outputs, state, Stats(program, None, steps), None, failure)
+
+
+def _in_order(found: dict[int, State], count: int) -> list[State]:
+    """Values by index; what a failed solve did not reach is not a number."""
+    some = next(iter(found.values()), ())
+    return [found.get(j) or tuple(torch.full_like(x, torch.nan) for x in some) for j in range(count)]
+
+
+GRADIENTS: dict[str, Callable[[], Gradient]] = {"discrete": Discrete, "backprop": Backprop, "backsolve": Backsolve}
+
+
+def gradient_named(gradient: str | Gradient) -> Gradient:
+    """The gradient of this name, or the one given; ValueError with the nearest name."""
+    if not isinstance(gradient, str):
+        return gradient
+    if gradient not in GRADIENTS:
+        near = get_close_matches(gradient, GRADIENTS, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"gradient={gradient!r} is unknown; {hint}known are {', '.join(map(repr, GRADIENTS))}")
+    return GRADIENTS[gradient]()
+
+
+__all__ = ["GRADIENTS", "Backprop", "Backsolve", "Discrete", "Tensor", "gradient_named"]

@@ -1,0 +1,64 @@
+"""How many bytes: free on a device, and used by a piece of a program."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adjoint.tensors import leaves_of
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a new allocation on this device could have now."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + int(reserved)
+    return int(psutil.virtual_memory().available)
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of tensors made while it is on: ``live`` now, ``peak`` at most. Works on meta too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.operations: list[str] = []
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations.append(str(function))
+        for storage in _storages((args, kwargs or {})):
+            self._known.setdefault(storage._cdata, 0)
+        result = function(*args, **(kwargs or {}))
+        for storage in _storages(result):
+            self._note(storage)
+        return result
+
+    def restart(self) -> int:
+        """Forget the peak and the operations, and return the bytes live now."""
+        self.peak, self.operations = self.live, []
+        return self.live
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known[key] = size = storage.nbytes()
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._gone, key)
+
+    def _gone(self, key: int) -> None:
+        self.live -= self._known.pop(key)
+
+
+def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+    """Where the numbers of dense tensors lie; sparse ones are not weighed."""
+    for x in leaves_of(tree):
+        if isinstance(x, Tensor) and x.layout == torch.strided:
+            yield x.untyped_storage()

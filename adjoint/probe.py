@@ -1,0 +1,202 @@
+"""Step 0, run plainly, recorded and reversed on trial: what it weighs, and whether it can be trusted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adjoint.autograd import AutogradStepper, Captured, Outputs, Program
+from adjoint.memory import Meter, free_bytes
+from adjoint.problem import unwritten
+from adjoint.tensors import State, Touched, bytes_of, differentiable, refuse_kept
+from revolve import Plan, parse_bytes, plan
+
+NODE_BYTES = 850
+"""What a node of torch's graph weighs beside the tensors that it saves: measured, roughly."""
+
+SHARE = 4
+"""Without slots or a budget a solve takes at most one part in this many of the free memory."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of one gradient, by what they grow with."""
+
+    state: int
+    tape: int
+    working: int
+
+    def plan(self, steps: int, slots: int | str | None, budget: int | str | None, device: torch.device) -> Plan:
+        """The plan that the caller asked for, or the cheapest that fits a share of the free memory."""
+        if slots is None and budget is None:
+            budget = free_bytes(device) // SHARE
+        return plan(
+            steps=steps,
+            slots=slots,
+            budget=budget,
+            state_bytes=self.state,
+            tape_bytes=self.tape,
+            working_bytes=self.working,
+            given=True,
+        )
+
+    def check(self, budget: int | str | None, device: torch.device) -> None:
+        """Raise at once if the budget cannot hold even one state and one tape."""
+        if budget is not None:
+            self.plan(2, None, budget, device)
+
+    def most_tapes(self, budget: int | str | None, device: torch.device) -> int:
+        """How many steps may be recorded before the number of steps is known."""
+        limit = free_bytes(device) // SHARE if budget is None else parse_bytes(budget)
+        return max(0, (limit - self.working) // max(self.tape, 1))
+
+
+class _Nowhere(Outputs):
+    """Outputs that are only weighed."""
+
+    bytes = 0
+
+    def put(self, index: int, leaves: State) -> None:
+        self.bytes += bytes_of(leaves)
+
+
+PASSING = ("aten.detach", "aten.clone", "aten.alias")
+"""Operations that a recorded step and a plain one need in different numbers, and that change no number."""
+
+
+def probe(program: Program, captured: Captured, state: State, steps: int | None) -> Weights:
+    """Try step 0 and weigh it.
+
+    Raises if it writes to its state, draws random numbers, keeps tensors between calls, uses what was not found, or
+    gives other numbers when it is run again.
+    """
+    sample = program.sample()
+    stepper = AutogradStepper(sample, captured)
+    outputs = stepper.outputs = _Nowhere(program.outputs, program.label)
+    with unchanging(state, captured), torch.enable_grad():
+        aliases = tuple(x.detach() for x in state)
+        with Touched([*aliases, *captured.without]) as touched:
+            first = stepper.advance(aliases, 0, 1)
+        for x in touched.outside.values():
+            captured.watch(f"a tensor that {captured.label} uses", x)
+    with Meter() as meter, torch.enable_grad():
+        with Touched(captured.without) as again:
+            second = stepper.advance(state, 0, 1)
+        _refuse_kept(touched, again, captured)
+        plain_peak, plain_operations = meter.peak, meter.operations
+        meter.restart()
+        with Touched(()) as again:
+            third, tape = stepper.record(state, 0, 1)
+        _refuse_kept(touched, again, captured)
+        operations = meter.operations[:]
+        del touched, again  # they hold tensors that a step does not
+        nodes = _count_nodes([x for r in tape for x in r.step.state])
+        held = meter.live
+        stepper.begin_reverse([None] * max((len(values) for _, values in tape[0].step.outputs), default=0))
+        stepper.reversed = 1
+        stepper.sums = [torch.zeros_like(x) for x in captured.leaves]
+        seeds: list[Tensor | None] = [torch.ones_like(x) if differentiable(x) else None for x in state]
+        meter.restart()
+        stepper.reverse(tape, seeds)
+        reverse_peak = meter.peak - held
+    _compare(first, second, captured)
+    _compare(first, third, captured)
+    captured.alike = _numbers_of(plain_operations) == _numbers_of(operations)
+    tape_bytes = held + NODE_BYTES * nodes
+    each = outputs.bytes
+    all_outputs = each * steps if program.initial is None and steps is not None else bytes_of(state) * program.outputs
+    working = max(reverse_peak, plain_peak - tape_bytes) + bytes_of(state) + 2 * all_outputs + bytes_of(program.inputs)
+    return Weights(bytes_of(state), tape_bytes, working)
+
+
+def _refuse_kept(first: Touched, again: Touched, captured: Captured) -> None:
+    """A tensor made in one call and used in the next has lost its way back to what it was made from."""
+    for x in again.outside.values():
+        if x in first.derived:
+            refuse_kept(x, captured.label)
+
+
+def _numbers_of(operations: list[str]) -> list[str]:
+    return [name for name in operations if not name.startswith(PASSING)]
+
+
+def _compare(first: State, second: State, captured: Captured) -> None:
+    """The same step gives the same numbers, up to what nondeterministic kernels do to the last digits."""
+    for x, y in zip(first, second, strict=True):
+        if x.is_meta or torch.equal(x, y):
+            continue
+        digits = torch.finfo(x.dtype).eps ** 0.5 if differentiable(x) else 0.0
+        scale = torch.nan_to_num(x.abs()).max() if digits else 0.0
+        if not torch.allclose(x, y, rtol=0.0, atol=float(digits * scale), equal_nan=True):
+            raise RuntimeError(
+                f"{captured.label} gives other values when it is called again with the same arguments; "
+                f"recomputed steps would differ. It must depend on nothing but its arguments and tensors that stay"
+            )
+
+
+@contextmanager
+def unchanging(state: State, captured: Captured) -> Iterator[None]:
+    """Raise if what runs inside writes to the state or draws random numbers; those drawn are given back."""
+    generators = _generators(state, captured)
+    kept = [get() for get, _ in generators]
+    with unwritten(state, captured.label):
+        yield
+    drawn = [(restore, old) for (get, restore), old in zip(generators, kept, strict=True) if not _same(get(), old)]
+    for restore, old in drawn:
+        restore(old)
+    if drawn:
+        raise RuntimeError(
+            f"{captured.label} draws random numbers (unless another thread did); recomputed steps would differ. "
+            f"Draw them before the solve and pass them through args= (or as inputs of a scan)"
+        )
+
+
+def _generators(state: State, captured: Captured) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """How to get and set the state of each generator that the function may draw from."""
+    found: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
+        (torch.get_rng_state, torch.set_rng_state),
+        (random.getstate, random.setstate),
+        (np.random.get_state, np.random.set_state),
+    ]
+    for device in {x.device for x in state if x.is_cuda}:
+        found.append((partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)))
+    for held in captured.objects:
+        if isinstance(held, (torch.Generator, np.random.RandomState)):
+            found.append((held.get_state, held.set_state))
+        elif isinstance(held, random.Random):
+            found.append((held.getstate, held.setstate))
+        elif isinstance(held, np.random.Generator):
+            bits = held.bit_generator
+            found.append((partial(getattr, bits, "state"), partial(setattr, bits, "state")))
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, dict):
+        return all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _count_nodes(results: list[Tensor]) -> int:
+    seen = {x.grad_fn for x in results if x.grad_fn is not None}
+    stack = list(seen)
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                stack.append(node)
+    return len(seen)

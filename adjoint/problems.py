@@ -1,0 +1,267 @@
+"""Named problems: small ODEs with parameters, times and a loss, to try things out on.
+
+A new problem is one function that makes a :class:`Case` and one more line in ``PROBLEMS``.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem as tensors on a device: dy/dt = f(t, y, *parameters), y(t[0]) = y0, and a loss of the solution."""
+
+    f: Callable[..., Tensor]
+    y0: Tensor
+    t: Tensor
+    parameters: dict[str, Tensor]
+    loss: Callable[[Tensor], Tensor]
+    """A number from ys, shape (times, *state)."""
+
+    @property
+    def args(self) -> tuple[Tensor, ...]:
+        return tuple(self.parameters.values())
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Everything that is differentiated, by name."""
+        return {"y0": self.y0, **self.parameters}
+
+    def on(self, device: torch.device | str, dtype: torch.dtype) -> Case:
+        """The same case with fresh leaves, elsewhere or in another precision."""
+
+        def leaf(x: Tensor) -> Tensor:
+            return x.detach().to(device, dtype).requires_grad_()
+
+        parameters = {name: leaf(x) for name, x in self.parameters.items()}
+        return replace(self, y0=leaf(self.y0), t=self.t.to(device, dtype), parameters=parameters)
+
+    def with_values(self, values: dict[str, Tensor]) -> Case:
+        """The same case at other values of y0 and the parameters, fresh leaves all."""
+        leaves = {name: values.get(name, x).detach().clone().requires_grad_() for name, x in self.inputs.items()}
+        return replace(self, y0=leaves.pop("y0"), parameters=leaves)
+
+    def beginning(self, share: float) -> Case:
+        """The same equation over a small first share of the first interval, with a loss that asks for no data."""
+        start, stop = self.t[0], self.t[1]
+        t = torch.stack((start, start + share * (stop - start)))
+        return replace(self, t=t, loss=lambda ys: ys.square().mean())
+
+
+@dataclass(frozen=True)
+class NamedProblem:
+    """A problem with the defaults that suit it."""
+
+    name: str
+    description: str
+    make: Callable[[int], Case]
+    """A case of this size, in double precision on the CPU."""
+    size: int = 0
+    """0: the problem has one size only."""
+    size_is: str = ""
+    method: str = "tsit5"
+    dt: float | None = None
+    dissipative: bool = False
+    """Whether states approach each other so fast that solving them backwards loses every digit."""
+
+    def case(
+        self, size: int | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> Case:
+        """The problem as tensors; ValueError for a size that it cannot have."""
+        if size is not None and not self.size:
+            raise ValueError(f"size={size} says nothing to {self.name}, which has one size only; leave it out")
+        if size is not None and size < 2:
+            raise ValueError(f"size={size} is too small for {self.name} ({self.size_is}); give at least 2")
+        return self.make(size or self.size).on(device, dtype)
+
+
+def problem_named(name: str) -> NamedProblem:
+    """The problem of this name; ValueError with the nearest name."""
+    if name not in PROBLEMS:
+        near = get_close_matches(name, PROBLEMS, 1, 0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"problem {name!r} is unknown; {hint}known are {', '.join(PROBLEMS)}")
+    return PROBLEMS[name]
+
+
+class Pelts(NamedTuple):
+    """Thousands of pelts a year, as traded by the Hudson Bay Company."""
+
+    year: list[int]
+    hare: list[float]
+    lynx: list[float]
+
+
+def pelts() -> Pelts:
+    with (files("adjoint") / "data" / "pelts.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return Pelts([int(r["year"]) for r in rows], [float(r["hare"]) for r in rows], [float(r["lynx"]) for r in rows])
+
+
+def _numbers(**values: float) -> dict[str, Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def _logs(**values: float) -> dict[str, Tensor]:
+    return {f"log_{name}": torch.tensor(math.log(value), dtype=torch.float64) for name, value in values.items()}
+
+
+def _grid(stop: float, times: int) -> Tensor:
+    return torch.linspace(0, stop, times, dtype=torch.float64)
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _lotka_volterra(_: int) -> Case:
+    """Of populations as logarithms, fitted to the pelts: the loss is the mean squared residual of the logarithms."""
+    data = pelts()
+    observed = torch.tensor([data.hare, data.lynx], dtype=torch.float64).T.log()
+
+    def f(t: Tensor, y: Tensor, *rates: Tensor) -> Tensor:
+        alpha, beta, gamma, delta = torch.stack(rates).exp().unbind()
+        hare, lynx = y.exp().unbind()
+        return torch.stack((alpha - beta * lynx, delta * hare - gamma))
+
+    def loss(ys: Tensor) -> Tensor:
+        return (ys - observed.to(ys)).square().mean()
+
+    rates = _logs(alpha=0.5, beta=0.02, gamma=1.0, delta=0.03)
+    return Case(f, observed[0], _grid(20.0, 21), rates, loss)
+
+
+def _gene_ring(size: int) -> Case:
+    """Messengers m that turn over fast, and proteins p: each gene is repressed by the protein before it in a ring.
+
+    m_i' = turnover (strength / (1 + p_{i-1}^2) - m_i),    p_i' = decay (m_i - p_i)
+
+    Forwards, m forgets its past within 1 / turnover. Backwards every error of m grows as exp(turnover t).
+    """
+    messengers = torch.linspace(0.5, 1.5, size, dtype=torch.float64)
+    proteins = torch.linspace(1.5, 0.2, size, dtype=torch.float64)
+
+    def f(t: Tensor, y: Tensor, *logs: Tensor) -> Tensor:
+        turnover, strength, decay = torch.stack(logs).exp().unbind()
+        m, p = y.chunk(2)
+        return torch.cat((turnover * (strength / (1 + p.roll(1).square()) - m), decay * (m - p)))
+
+    def loss(ys: Tensor) -> Tensor:
+        return ys[-1, size:].square().mean()
+
+    rates = _logs(turnover=20.0, strength=4.0, decay=1.0)
+    return Case(f, torch.cat((messengers, proteins)), _grid(2.0, 2), rates, loss)
+
+
+def _lorenz(_: int) -> Case:
+    def f(t: Tensor, y: Tensor, sigma: Tensor, rho: Tensor, beta: Tensor) -> Tensor:
+        x, y_, z = y.unbind()
+        return torch.stack((sigma * (y_ - x), x * (rho - z) - y_, x * y_ - beta * z))
+
+    y0 = torch.tensor([1.0, 1.0, 20.0], dtype=torch.float64)
+    return Case(f, y0, _grid(3.0, 31), _numbers(sigma=10.0, rho=28.0, beta=8 / 3), lambda ys: ys[:, 2].mean())
+
+
+def _van_der_pol(_: int) -> Case:
+    def f(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
+        x, v = y.unbind()
+        return torch.stack((v, mu * (1 - x * x) * v - x))
+
+    y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
+    return Case(f, y0, _grid(10.0, 41), _numbers(mu=3.0), lambda ys: ys[:, 0].square().mean())
+
+
+def _pendulum(_: int) -> Case:
+    def f(t: Tensor, y: Tensor, gravity: Tensor, length: Tensor, damping: Tensor) -> Tensor:
+        angle, speed = y.unbind()
+        return torch.stack((speed, -gravity / length * angle.sin() - damping * speed))
+
+    y0 = torch.tensor([2.5, 0.0], dtype=torch.float64)
+    parameters = _numbers(gravity=9.81, length=1.0, damping=0.1)
+    return Case(f, y0, _grid(10.0, 51), parameters, lambda ys: (ys[:, 0] - 1).square().mean())
+
+
+def _neural_ode(size: int) -> Case:
+    """A batch of 64 points carried by a network of one hidden layer, from where they are to where they should be."""
+
+    def f(t: Tensor, y: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        return torch.addmm(b2, torch.tanh(torch.addmm(b1, y, w1)), w2)
+
+    hidden = 4 * size
+    parameters = {
+        "w1": _random(size, hidden, seed=0) / math.sqrt(size),
+        "b1": torch.zeros(hidden, dtype=torch.float64),
+        "w2": _random(hidden, size, seed=1) / math.sqrt(hidden),
+        "b2": torch.zeros(size, dtype=torch.float64),
+    }
+    goal = _random(64, size, seed=3)
+    return Case(
+        f, _random(64, size, seed=2), _grid(1.0, 2), parameters, lambda ys: (ys[-1] - goal.to(ys)).square().mean()
+    )
+
+
+def _gray_scott(size: int) -> Case:
+    """u' = Du lap(u) - u v^2 + feed (1 - u), v' = Dv lap(v) + u v^2 - (feed + kill) v on a torus of unit cells."""
+
+    def laplacian(u: Tensor) -> Tensor:
+        return u.roll(1, 0) + u.roll(-1, 0) + u.roll(1, 1) + u.roll(-1, 1) - 4 * u
+
+    def f(t: Tensor, y: Tensor, du: Tensor, dv: Tensor, feed: Tensor, kill: Tensor) -> Tensor:
+        u, v = y.unbind()
+        reaction = u * v * v
+        return torch.stack(
+            (du * laplacian(u) - reaction + feed * (1 - u), dv * laplacian(v) + reaction - (feed + kill) * v)
+        )
+
+    y0 = torch.zeros(2, size, size, dtype=torch.float64)
+    y0[0] = 1
+    middle = slice(3 * size // 8, 5 * size // 8 + 1)
+    y0[:, middle, middle] = torch.tensor([0.5, 0.25], dtype=torch.float64)[:, None, None]
+    y0 += 0.01 * _random(2, size, size, seed=0)
+    parameters = _numbers(du=0.16, dv=0.08, feed=0.035, kill=0.06)
+    return Case(f, y0, _grid(40.0, 2), parameters, lambda ys: ys[-1, 1].square().mean())
+
+
+PROBLEMS: dict[str, NamedProblem] = {
+    problem.name: problem
+    for problem in (
+        NamedProblem(
+            "lotka_volterra",
+            "hares and lynxes, fitted to the pelts of 1900-1920",
+            _lotka_volterra,
+            method="rk4",
+            dt=0.2,
+        ),
+        NamedProblem(
+            "gene_ring",
+            "a ring of genes with fast messengers: dissipative, so nothing can be solved backwards",
+            _gene_ring,
+            size=3,
+            size_is="genes",
+            dissipative=True,
+        ),
+        NamedProblem("lorenz", "three variables, chaotic", _lorenz),
+        NamedProblem("van_der_pol", "an oscillator with a strongly attracting cycle", _van_der_pol),
+        NamedProblem("pendulum", "a damped pendulum", _pendulum),
+        NamedProblem("neural_ode", "a small network that moves 64 points", _neural_ode, size=8, size_is="dimensions"),
+        NamedProblem(
+            "gray_scott",
+            "reaction and diffusion of two species on a grid; a state of 1 MiB",
+            _gray_scott,
+            size=256,
+            size_is="cells along each side",
+            method="rk4",
+            dt=1.0,
+        ),
+    )
+}

@@ -1,0 +1,222 @@
+"""``solve``: an ODE in, its solution out, differentiable with respect to everything it depends on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from adjoint.gradients import gradient_named
+from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory, unwritten
+from adjoint.progress import Progress, progress_ticker
+from adjoint.steppers.explicit import Control, Tolerance, explicit_program
+from adjoint.tableaus import METHODS, Tableau
+from adjoint.tensors import State, Structure, differentiable
+from adjoint.timeline import CONTROLLERS, Controller, SolveError
+from revolve import Plan
+
+Member = TypeVar("Member")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """``ys[j]`` is the state at ``ts[j]``: a tree like y0 whose leaves have one more, leading dimension."""
+
+    ts: Tensor
+    ys: Any
+    status: str
+    """"success", or why the solve stopped: "max_steps", "underflow", "nonfinite"."""
+    stats: Stats
+    plan: Plan | None
+    """The schedule of the discrete adjoint and its price; None if none is used."""
+    engine: str
+    """Which engine took the steps, and why."""
+
+
+def solve(
+    f: Callable[..., Any],
+    y0: Any,
+    t: Tensor | Sequence[float],
+    *,
+    args: tuple[Any, ...] = (),
+    method: str | Tableau = "tsit5",
+    dt: float | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-9,
+    slots: int | str | None = None,
+    budget: int | str | None = None,
+    gradient: str | Gradient = "discrete",
+    max_steps: int = 100_000,
+    controller: str | Controller = "PI",
+    norm: Callable[[Any], Any] | None = None,
+    jumps: Sequence[float] = (),
+    throw: bool = True,
+    progress: bool | Progress = False,
+) -> Solution:
+    """Solve dy/dt = f(t, y, *args) from y(t[0]) = y0 and return the states at every time in ``t``.
+
+    Gradients reach y0, the times (if ``t`` requires grad), ``args``, and every tensor that f holds in a closure, a
+    module, a container, a partial, an object or a global. What cannot be followed is refused by name.
+
+    Args:
+        f: dy/dt; gets t as a 0-dim tensor and y shaped like y0, and returns a tree shaped and typed like y.
+        y0: a tensor or a tree of tensors, of any shapes.
+        t: at least one time, strictly increasing or strictly decreasing.
+        method: one of ``METHODS`` or a Tableau. "euler", "midpoint", "rk4" take fixed steps that land on every time
+            in ``t``; "dopri5", "tsit5" control their steps and interpolate.
+        dt: the longest fixed step (default: one step between two times), or the first step of an adaptive method.
+        rtol, atol: local error allowed per step, relative and absolute; adaptive methods only.
+        slots: how many states may be kept for the gradient, that of t[0] included; or "all": recompute nothing.
+        budget: bytes that the gradient may use, as a number or like "512 MiB". Without slots or budget, nothing is
+            recomputed while tapes and states fit a quarter of the memory that is free.
+        gradient: "discrete" (exact, by checkpoints), "backprop" (torch's graph), "backsolve" (continuous), or an
+            object such as ``Backsolve(rtol=1e-8)``.
+        max_steps: of an adaptive solve.
+        controller: "I", "PI", "PID", or a :class:`Controller` with limits of its own (min_step, max_step, safety, ...).
+        norm: how large a scaled error is, as a function of a tree like y0; the default is the root mean square. A norm
+            that looks at some components alone makes a seminorm.
+        jumps: times at which f is not smooth; steps end there, and f is called a hair to either side.
+        throw: raise SolveError when the solve fails; otherwise return what was reached, NaN beyond, and the status.
+        progress: True for a progress bar, or a function of (steps done, steps in all or None).
+
+    Raises:
+        ValueError, TypeError: for arguments that cannot be meant.
+        SolveError: if the solve fails and ``throw`` is set.
+        UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
+    """
+    structure, state = Structure.of(y0, "y0")
+    times = _times(t, state)
+    tableau = _method(method)
+    _check_numbers(state, structure, args, rtol=rtol, atol=atol, dt=dt, max_steps=max_steps, tableau=tableau)
+    check_memory(slots, budget)
+    how = gradient_named(gradient)
+    engine = "eager: torch operations, one at a time"
+    if len(times) == 1:
+        ys = structure.unflatten([x[None] for x in state])
+        return Solution(times, ys, "success", Stats(_Nothing()), None, engine)  # type: ignore[arg-type]
+    measure = None if norm is None else lambda leaves: norm(structure.unflatten(leaves))
+    places = tuple(float(x) for x in jumps)
+    control = Control(Tolerance(rtol, atol, measure), dt, max_steps, _controller(controller), places)
+    function = (f, tuple(args))
+    start = tuple(x.detach().contiguous() for x in state)
+    program = explicit_program(tableau, function, times, structure, start, control)
+    steps = program.timeline.steps if program.timeline.done else None
+    with progress_ticker(progress, steps) as tick, unwritten(state, program.label):
+        outcome = how(Problem(program, function, state, steps, slots, budget, tick=tick))
+    status = _status(outcome, program.asked.t)
+    if throw and status is not None:
+        raise status
+    ys = structure.unflatten(outcome.outputs)
+    return Solution(times, ys, "success" if status is None else status.status, outcome.stats, outcome.plan, engine)
+
+
+class _Nothing:
+    """The program of a solve over a single time."""
+
+    evaluations = rejected = 0
+
+
+def _times(t: Tensor | Sequence[float], state: State) -> Tensor:
+    real = torch.empty(0, dtype=state[0].dtype).real.dtype if differentiable(state[0]) else torch.get_default_dtype()
+    times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=real)
+    if times.is_meta:
+        raise ValueError("t is on the meta device and holds no numbers; give the times on the CPU")
+    if times.ndim != 1 or len(times) == 0:
+        raise ValueError(f"t has shape {tuple(times.shape)}; give a one-dimensional series of at least one time")
+    if not times.is_floating_point():
+        if times.is_complex():
+            raise TypeError(f"t has dtype {times.dtype}; times are real numbers")
+        times = times.to(real)
+    values = times.tolist()
+    for j, x in enumerate(values):
+        if not math.isfinite(x):
+            raise ValueError(f"t[{j}]={x} is not a finite number")
+    for j, (a, b) in enumerate(pairwise(values)):
+        if a == b or (b > a) != (values[-1] > values[0]):
+            raise ValueError(
+                f"t[{j}]={a:g}, t[{j + 1}]={b:g}: times must strictly increase or strictly decrease; sort them"
+            )
+    return times
+
+
+def _method(method: str | Tableau) -> Tableau:
+    return method if isinstance(method, Tableau) else _named("method", method, METHODS)
+
+
+def _controller(controller: str | Controller) -> Controller:
+    return controller if isinstance(controller, Controller) else _named("controller", controller, CONTROLLERS)
+
+
+def _named(argument: str, name: str, table: Mapping[str, Member]) -> Member:
+    """The member of this name; ValueError with the nearest one."""
+    if name not in table:
+        near = get_close_matches(str(name), table, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{argument}={name!r} is unknown; {hint}known are {', '.join(map(repr, table))}")
+    return table[name]
+
+
+def _check_numbers(
+    state: State,
+    structure: Structure,
+    args: Any,
+    *,
+    rtol: float,
+    atol: float,
+    dt: float | None,
+    max_steps: int,
+    tableau: Tableau,
+) -> None:
+    if not isinstance(args, tuple):
+        raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
+    for x in state:
+        if not differentiable(x):
+            raise TypeError(f"y0 has dtype {x.dtype}; an ODE state is real or complex: y0.double(), for example")
+        if x.device != state[0].device:
+            raise ValueError(f"y0 has leaves on {state[0].device} and on {x.device}; put them on one device")
+        numbers = not x.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        if numbers and not bool(torch.isfinite(x).all()):
+            raise ValueError("y0 holds a NaN or an infinity; the solve would return nothing else")
+    if tableau.adaptive:
+        if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
+            raise ValueError(f"rtol={rtol}, atol={atol}: give positive tolerances, such as rtol=1e-6, atol=1e-9")
+        if state[0].is_meta:
+            raise ValueError(f"method={tableau.name!r} measures errors, and meta tensors hold none; use 'rk4' with dt=")
+    if dt is not None and not (math.isfinite(dt) and dt > 0):
+        raise ValueError(f"dt={dt} is not a length of time; give a positive number, also backwards in time")
+    if not max_steps >= 1:
+        raise ValueError(f"max_steps={max_steps} allows no step; give at least 1")
+
+
+def _status(outcome: Outcome, asked: list[float]) -> SolveError | None:
+    """What went wrong, if anything did; whatever was not reached becomes NaN."""
+    failure = outcome.failure
+    if failure is not None:
+        sign = 1 if asked[-1] > asked[0] else -1
+        beyond = [j for j, x in enumerate(asked) if sign * x > sign * failure.t]
+        with torch.no_grad():
+            for x in outcome.outputs:
+                x[beyond] = torch.nan
+        return failure
+    for x in outcome.outputs:
+        if x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x):
+            continue
+        good = torch.isfinite(x.detach()).reshape(len(asked), x[0].numel()).all(1)
+        if not bool(good.all()):
+            j = int((~good).nonzero()[0])
+            bad = (~torch.isfinite(x.detach()[j])).nonzero()[0].tolist()
+            return SolveError(
+                "nonfinite",
+                f"the solution is not finite at t={asked[j]:.6g} (component {tuple(bad)}); "
+                f"the steps are too long for the problem, or f is undefined there: "
+                f"try a smaller dt or an adaptive method",
+                t=asked[j],
+                step=outcome.stats.steps,
+            )
+    return None

@@ -1,0 +1,412 @@
+"""Explicit Runge-Kutta steps.
+
+    k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j),    y_new = y + h sum_i b_i k_i
+
+The transpose of a step is that of its torch graph (one vector-Jacobian product of the whole step), which is exactly
+the discrete adjoint of Sandu (2006), Springer LNCS 3994, section 2.1, for the state, the parameters and the times.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adjoint.autograd import Step
+from adjoint.tableaus import Tableau
+from adjoint.tensors import State, Structure, added
+from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, SolveError, replayed
+
+Scalar = float | Tensor
+ROWS = 1024
+"""Stage times are made for this many steps at once."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The error of a step is measured by err / (atol + rtol max(|y|, |y_new|)), as a root mean square."""
+
+    rtol: float
+    atol: float
+    norm: Callable[[State], Any] | None = None
+    """In place of the root mean square: a function of the scaled error's leaves."""
+
+    def ratio(self, error: State, before: State, after: State) -> float:
+        """1 is just acceptable; not finite if the error is not."""
+        if self.norm is not None:
+            return float(self.norm(tuple(self._scaled(error, before, after))))
+        total, count = 0.0, 0
+        for scaled in self._scaled(error, before, after):
+            total = total + torch.sum(scaled * scaled).double()
+            count += scaled.numel()
+        return float((total / max(count, 1)) ** 0.5)
+
+    def worst(self, error: State, before: State, after: State) -> str:
+        """Where the error is largest, in words."""
+        scaled = list(self._scaled(error, before, after))
+        values = [torch.nan_to_num(x, nan=torch.inf).flatten() for x in scaled]
+        leaf = max(range(len(values)), key=lambda i: float(values[i].max()) if values[i].numel() else 0.0)
+        flat = int(values[leaf].argmax())
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), scaled[leaf].shape))
+        return f"component {index}" + (f" of leaf {leaf}" if len(values) > 1 else "")
+
+    def _scaled(self, error: State, before: State, after: State) -> Sequence[Tensor]:
+        return [
+            e.abs() / (self.atol + self.rtol * torch.maximum(x.abs(), y.abs()))
+            for e, x, y in zip(error, before, after, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Control:
+    """How long the steps are: ``dt`` is the longest fixed step, or the first of an adaptive solve."""
+
+    tolerance: Tolerance
+    dt: float | None = None
+    max_steps: int = 100_000
+    controller: Controller = field(default_factory=Controller)
+    jumps: tuple[float, ...] = ()
+
+
+class ExplicitProgram:
+    """The steps of an explicit Runge-Kutta solve. ``function`` is a pair (f, args).
+
+    Times are differentiable when the caller's ``t`` requires grad: then h and the stage times are tensors, made from
+    one small leaf per step. Otherwise h is a Python float.
+    """
+
+    label = "f"
+    initial: int | None = 0
+
+    def __init__(
+        self,
+        tableau: Tableau,
+        t: Tensor,
+        structure: Structure,
+        like: State,
+        control: Control,
+    ) -> None:
+        self.tableau, self.structure, self.control = tableau, structure, control
+        self.asked = Asked([float(x) for x in t.tolist()])
+        self.outputs = len(self.asked.t)
+        self.timeline: FixedTimeline | AdaptiveTimeline
+        self.inputs = (t,) if t.requires_grad else ()
+        self.evaluations = 0
+        self.graph_times: Tensor | None = None
+        """For backpropagation through torch's own graph: the steps' times as a function of the caller's."""
+        self._t, self._dtype = t, t.dtype
+        self._device = like[0].device
+        self._wide = torch.float32 if self._device.type == "mps" else torch.float64
+        self._rows = [[(j, a) for j, a in enumerate(row) if a != 0] for row in tableau.a]
+        self._weights = [(j, b) for j, b in enumerate(tableau.b) if b != 0]
+        self._first_row, self._table = -1, torch.empty(0)
+        self._known_slope: tuple[int, State, State] | None = None
+
+    def sample(self) -> ExplicitProgram:
+        """A program of one step like the first one of this, to try things out on."""
+        other = copy.copy(self)
+        if self.timeline.steps:
+            start, stop = self.timeline.ends(0)
+        else:
+            assert isinstance(self.timeline, AdaptiveTimeline)
+            start, stop = self.timeline.propose()
+        other.timeline = FixedTimeline([start, stop], None)
+        return other
+
+    def on_graph(self) -> ExplicitProgram:
+        """The same steps as functions of the caller's own times, for torch's graph to follow."""
+        other = copy.copy(self)
+        if self.inputs:
+            other.graph_times = self.timeline.knots(self._t.to(device=self._device, dtype=self._wide))
+        return other
+
+    @property
+    def done(self) -> bool:
+        return self.timeline.done
+
+    @property
+    def rejected(self) -> int:
+        return self.timeline.rejected if isinstance(self.timeline, AdaptiveTimeline) else 0
+
+    def step(self, function: Any, k: int, state: State, recording: bool) -> Step:
+        if k == self.timeline.steps:
+            return self._explore(function, k, state, recording)
+        return self._frozen(function, k, state, recording)
+
+    def _frozen(self, function: Any, k: int, state: State, recording: bool) -> Step:
+        """Step k between times that will not change any more."""
+        start, stop = self.timeline.ends(k)
+        attempt = _Attempt(self, function, state, k, start, stop, recording)
+        attempt.run()
+        return attempt.finish()
+
+    def _explore(self, function: Any, k: int, state: State, recording: bool) -> Step:
+        """Try steps from the last accepted time until one is accurate enough."""
+        timeline, tolerance = self.timeline, self.control.tolerance
+        assert isinstance(timeline, AdaptiveTimeline)
+        first: State | None = None
+        worst = ""
+        while True:
+            try:
+                start, stop = timeline.propose()
+            except SolveError as error:
+                raise SolveError(error.status, str(error) + worst, t=error.t, step=error.step) from None
+            attempt = _Attempt(self, function, state, k, start, stop, recording)
+            attempt.run(first)
+            with torch.no_grad() if recording else nullcontext():
+                error = attempt.error()
+                ratio = tolerance.ratio(error, state, attempt.new)
+            if timeline.judge(stop, ratio):
+                return attempt.finish()
+            with torch.no_grad():
+                worst = f"; the largest error is in {tolerance.worst(error, state, attempt.new)}"
+            first = None if attempt.leaf is not None else attempt.slopes[0]
+
+    def slope(self, function: Any, t: Tensor, state: State) -> State:
+        """f(t, y) as leaves, of the state's shapes and dtypes."""
+        f, args = function
+        self.evaluations += 1
+        value = self.structure.flatten(f(t, self.structure.unflatten(state), *args), "the value of f")
+        for x, y in zip(value, state, strict=True):
+            if x.shape != y.shape or x.dtype != y.dtype:
+                raise ValueError(
+                    f"f returned shape {tuple(x.shape)} and {x.dtype} for a state of shape {tuple(y.shape)} "
+                    f"and {y.dtype}; it must return dy/dt, shaped and typed like y"
+                )
+        return value
+
+    def stage_times(self, k: int, start: float, stop: float) -> tuple[Tensor, ...]:
+        """t + c_i h for every stage, as tensors of the dtype of ``t`` on the state's device."""
+        if k < self.timeline.steps:
+            first = k // ROWS * ROWS
+            if first != self._first_row or k - first >= len(self._table):
+                ends = [self.timeline.ends(j) for j in range(first, min(first + ROWS, self.timeline.steps))]
+                self._first_row, self._table = first, self._make_table(ends)
+            row = self._table[k - first]
+        else:
+            row = self._make_table([(start, stop)])[0]
+        return row.unbind()
+
+    def time(self, t: float) -> Tensor:
+        return torch.tensor(t, dtype=self._dtype, device=self._device)
+
+    def _make_table(self, ends: list[tuple[float, float]]) -> Tensor:
+        start, stop = torch.tensor(ends, dtype=torch.float64).unbind(1)
+        columns = [stop if c == 1 else start + c * (stop - start) for c in self.tableau.c]
+        table = torch.stack(columns, 1).to(self._dtype)
+        for row, (a, b) in enumerate(ends if self.control.jumps else ()):
+            table[row] = torch.stack(self.at_jumps(table[row].unbind(), a, b))
+        return table.to(self._device)
+
+    def at_jumps(self, times: Sequence[Tensor], start: float, stop: float) -> tuple[Tensor, ...]:
+        """The stage times of a step, a hair inside where it starts or stops at a jump: f is to see its own side."""
+        jumps, moved = self.control.jumps, list(times)
+        for end, other, c in ((start, stop, 0), (stop, start, 1)):
+            for i in (i for i, x in enumerate(self.tableau.c) if x == c and end in jumps):
+                with torch.no_grad():
+                    hair = torch.nextafter(moved[i], moved[i].new_tensor(other)) - moved[i]
+                moved[i] = moved[i] + hair
+        return tuple(moved)
+
+    def reuse(self, k: int, state: State) -> State | None:
+        """The first slope of this step, if it was the last of the step before (first same as last)."""
+        known, self._known_slope = self._known_slope, None
+        return known[2] if known is not None and known[0] == k and known[1] is state else None
+
+    def remember(self, k: int, state: State, slope: State) -> None:
+        self._known_slope = (k, state, slope)
+
+    def begin_reverse(self) -> None:
+        self._known_slope = None
+        if self.inputs:
+            self._of_ends = torch.zeros(self.timeline.steps + 1, dtype=self._wide, device=self._device)
+            self._of_asked = torch.zeros(self.outputs, dtype=self._wide, device=self._device)
+
+    def receive(self, k: int, cotangents: Sequence[Tensor | None]) -> None:
+        (times,) = cotangents
+        if times is not None:
+            inner = self.interpolated(*self.timeline.ends(k))
+            self._of_ends = added(self._of_ends, k, times[:2])
+            if inner:
+                self._of_asked = added(self._of_asked, inner.start, times[2:])
+
+    def input_cotangents(self) -> Sequence[Tensor | None]:
+        if not self.inputs:
+            return ()
+        with torch.enable_grad():
+            t = self._t.detach().to(self._of_ends).requires_grad_()
+            (asked,) = torch.autograd.grad(self.timeline.knots(t), t, self._of_ends)
+        return ((asked + self._of_asked).to(self._dtype).to(self._t.device),)
+
+    def interpolated(self, start: float, stop: float) -> range:
+        """Indices of asked times inside a step whose values are interpolated."""
+        if self.timeline.landing:
+            return range(0)
+        inside = self.asked.inside(start, stop)
+        return inside[:-1] if inside and inside[-1] == self.outputs - 1 else inside
+
+
+class _Attempt:
+    """One step being computed."""
+
+    def __init__(
+        self, program: ExplicitProgram, function: Any, state: State, k: int, start: float, stop: float, recording: bool
+    ) -> None:
+        self.program, self.function, self.state, self.k, self.recording = program, function, state, k, recording
+        self.start, self.stop = start, stop
+        self.inner = program.interpolated(start, stop)
+        self.leaf: Tensor | None = None
+        self.h: Scalar = stop - start
+        self.fractions: list[Scalar] = [(program.asked.t[j] - start) / (stop - start) for j in self.inner]
+        if program.inputs:
+            self._differentiable_times()
+        else:
+            self.times = program.stage_times(k, start, stop)
+
+    def _differentiable_times(self) -> None:
+        program = self.program
+        asked = [program.asked.t[j] for j in self.inner]
+        numbers = torch.tensor([self.start, self.stop, *asked], dtype=program._wide, device=program._device)
+        if program.graph_times is not None:
+            ends = program.graph_times[self.k : self.k + 2]
+            numbers = torch.cat((ends, program._t[self.inner.start : self.inner.stop].to(ends)))
+        elif self.recording:
+            numbers.requires_grad_()
+        self.leaf = numbers
+        start, stop, *asked_times = numbers.unbind()
+        self.h = h = stop - start
+        self.fractions = [(t - start) / h for t in asked_times]
+        exact = [stop if c == 1 else start if c == 0 else start + c * h for c in program.tableau.c]
+        times = tuple(t.to(program._dtype) for t in exact)
+        self.times = program.at_jumps(times, self.start, self.stop) if program.control.jumps else times
+
+    def run(self, first: State | None = None) -> None:
+        """The stages that the new state needs, and the new state."""
+        program = self.program
+        if first is None and not self.recording:
+            first = program.reuse(self.k, self.state)
+        self.slopes: list[State] = [] if first is None else [first]
+        for i in range(len(self.slopes), program.tableau.weighted):
+            self.slopes.append(self._stage(i))
+        self.new = self._moved(program._weights)
+
+    def error(self) -> State:
+        """The embedded error estimate h sum_i e_i k_i."""
+        self._complete()
+        tableau = self.program.tableau
+        assert tableau.error is not None
+        terms = [(i, e) for i, e in enumerate(tableau.error) if e != 0]
+        h = float(self.stop - self.start)
+        return tuple(h * x for x in self._sum(terms))
+
+    def finish(self) -> Step:
+        """The step as its caller sees it."""
+        program = self.program
+        outputs: tuple[tuple[int, State], ...] = ()
+        if self.inner:
+            outputs = tuple(zip(self.inner, self._interpolate(), strict=True))
+        inside = program.asked.inside(self.start, self.stop)
+        if len(inside) > len(self.inner):
+            outputs = (*outputs, (inside[-1], self.new))
+        complete = len(self.slopes) == program.tableau.stages
+        smooth = self.stop not in program.control.jumps
+        if complete and smooth and not self.recording and program.tableau.first_same_as_last:
+            program.remember(self.k + 1, self.new, self.slopes[-1])
+        leaf = (self.leaf,) if self.leaf is not None and self.recording and program.graph_times is None else ()
+        return Step(self.new, outputs, leaf)
+
+    def _stage(self, i: int) -> State:
+        row = self.program._rows[i]
+        at = self._moved(row) if row else self.state
+        return self.program.slope(self.function, self.times[i], at)
+
+    def _complete(self) -> None:
+        """The stages beyond those that the new state needs; the last one is f there, if the method is so made."""
+        tableau = self.program.tableau
+        for i in range(len(self.slopes), tableau.stages):
+            same = tableau.first_same_as_last and i == tableau.stages - 1
+            self.slopes.append(self.program.slope(self.function, self.times[i], self.new) if same else self._stage(i))
+
+    def _interpolate(self) -> list[State]:
+        """y + h sum_i b_i(theta) k_i at every asked time inside the step."""
+        tableau = self.program.tableau
+        assert tableau.dense is not None
+        if self.recording:
+            del self.slopes[tableau.weighted :]  # an error estimate may have made them without a graph
+        self._complete()
+        values = []
+        for theta in self.fractions:
+            terms: list[tuple[int, Scalar]] = []
+            for i, row in enumerate(tableau.dense):
+                weight: Scalar = 0.0
+                for coefficient in reversed(row):
+                    weight = (weight + coefficient) * theta
+                terms.append((i, weight))
+            values.append(self._moved([x for x in terms if not (isinstance(x[1], float) and x[1] == 0)]))
+        return values
+
+    def _moved(self, terms: Sequence[tuple[int, Scalar]]) -> State:
+        """y + h sum_i w_i k_i."""
+        h = self.h
+        if isinstance(h, Tensor):
+            return tuple(y + h * x for y, x in zip(self.state, self._sum(terms), strict=True))
+        if len(terms) == 1 and isinstance(terms[0][1], float):
+            ((i, weight),) = terms
+            return tuple(torch.add(y, x, alpha=h * weight) for y, x in zip(self.state, self.slopes[i], strict=True))
+        return tuple(torch.add(y, x, alpha=h) for y, x in zip(self.state, self._sum(terms), strict=True))
+
+    def _sum(self, terms: Sequence[tuple[int, Scalar]]) -> State:
+        return tuple(self._leaf_sum(leaf, terms) for leaf in range(len(self.state)))
+
+    def _leaf_sum(self, leaf: int, terms: Sequence[tuple[int, Scalar]]) -> Tensor:
+        i, weight = terms[0]
+        total = self.slopes[i][leaf] * weight
+        for i, weight in terms[1:]:
+            if isinstance(weight, Tensor):
+                total = total + self.slopes[i][leaf] * weight
+            else:
+                total = torch.add(total, self.slopes[i][leaf], alpha=weight)
+        return total
+
+
+def explicit_program(
+    tableau: Tableau, function: Any, t: Tensor, structure: Structure, state: State, control: Control
+) -> ExplicitProgram:
+    """The steps of one solve of dy/dt = f(t, y) over the asked times ``t``, from fixed or controlled steps."""
+    program = ExplicitProgram(tableau, t, structure, state, control)
+    asked = program.asked.t
+    if not tableau.adaptive:
+        program.timeline = replayed(FixedTimeline(asked, control.dt, control.jumps))
+    else:
+        span = asked[-1] - asked[0]
+        first = control.dt if control.dt is not None else _first_step(program, function, state, asked[0], span)
+        order = tableau.error_order + 1
+        program.timeline = replayed(
+            AdaptiveTimeline(
+                asked[0], asked[-1], min(first, abs(span)), order, control.max_steps, control.controller, control.jumps
+            )
+        )
+    return program
+
+
+def _first_step(program: ExplicitProgram, function: Any, state: State, start: float, span: float) -> float:
+    """The length of a first step to try: Hairer, Norsett & Wanner I, section II.4, with no gradient."""
+    tolerance, length = program.control.tolerance, abs(span)
+    with torch.no_grad():
+        slope = program.slope(function, program.time(start), state)
+        zero = tuple(torch.zeros_like(x) for x in state)
+        size, speed = tolerance.ratio(state, state, zero), tolerance.ratio(slope, state, zero)
+        guess = min(1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed, length)
+        shift = guess if span > 0 else -guess
+        moved = tuple(torch.add(y, x, alpha=shift) for y, x in zip(state, slope, strict=True))
+        bent = program.slope(function, program.time(start + shift), moved)
+        change = tuple(x - y for x, y in zip(bent, slope, strict=True))
+        most = max(speed, tolerance.ratio(change, state, zero) / guess)
+    wanted = max(1e-6, guess * 1e-3) if most <= 1e-15 else (0.01 / most) ** (1 / (program.tableau.error_order + 1))
+    chosen = min(100 * guess, wanted, length)
+    return chosen if chosen > 0 else min(1e-6, length)

@@ -1,0 +1,302 @@
+"""The times of the steps: fixed by the caller, or found by step-size control and frozen once accepted."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class SolveError(RuntimeError):
+    """A solve that could not be finished; ``status`` says why, and the numbers say where."""
+
+    def __init__(self, status: str, message: str, *, t: float, step: int) -> None:
+        super().__init__(message)
+        self.status, self.t, self.step = status, t, step
+
+
+class Timeline(Protocol):
+    """Step k runs from time k to time k+1. Times are Python floats: double precision, whatever the state's."""
+
+    landing: bool
+    """Whether steps end on every asked time; if not, values in between are interpolated."""
+
+    @property
+    def steps(self) -> int:
+        """Steps accepted so far."""
+        ...
+
+    @property
+    def done(self) -> bool: ...
+
+    def ends(self, step: int) -> tuple[float, float]: ...
+
+    def knots(self, t: Tensor) -> Tensor:
+        """The steps' times as a differentiable function of the asked times, shape (steps + 1,)."""
+        ...
+
+
+class FixedTimeline:
+    """Each interval of ``t`` in equal steps no longer than ``dt`` (one step if None): t_i + (t_{i+1} - t_i) j / m.
+
+    Jumps are ends of intervals too, and stay where they are when ``t`` moves.
+    """
+
+    landing = True
+
+    def __init__(self, t: list[float], dt: float | None, jumps: tuple[float, ...] = ()) -> None:
+        low, high = min(t[0], t[-1]), max(t[0], t[-1])
+        self._jumps = [x for x in sorted(set(jumps) - set(t)) if low < x < high]
+        points = np.array([*t, *self._jumps], dtype=np.float64)
+        self._order = np.argsort(points if t[-1] >= t[0] else -points, kind="stable")
+        self._points = points[self._order]
+        spans = np.diff(self._points)
+        ratio = np.ones_like(spans) if dt is None else np.abs(spans) / dt
+        self._place(np.maximum(1, np.ceil(ratio * (1 - 1e-12))).astype(np.int64))
+
+    def _place(self, counts: np.ndarray) -> None:
+        """So many steps in each interval."""
+        points, ends, self._counts = self._points, np.cumsum(counts), counts
+        self._interval = np.repeat(np.arange(len(counts)), counts)
+        self._fraction = (np.arange(ends[-1]) - np.repeat(ends - counts, counts)) / counts[self._interval]
+        times = points[self._interval] + np.diff(points)[self._interval] * self._fraction
+        self._times: list[float] = [*times.tolist(), float(points[-1])]
+
+    def moved_along(self, noted: FixedTimeline) -> FixedTimeline:
+        """This timeline with as many steps in each interval as another."""
+        self._place(noted._counts)
+        return self
+
+    @property
+    def steps(self) -> int:
+        return len(self._times) - 1
+
+    done = True
+
+    def ends(self, step: int) -> tuple[float, float]:
+        return self._times[step], self._times[step + 1]
+
+    def knots(self, t: Tensor) -> Tensor:
+        jumps = torch.tensor(self._jumps, dtype=t.dtype, device=t.device)
+        points = torch.cat((t, jumps))[torch.as_tensor(self._order, device=t.device)]
+        interval = torch.as_tensor(self._interval, device=t.device)
+        fraction = torch.as_tensor(self._fraction, device=t.device, dtype=t.dtype)
+        return torch.cat((points[interval] + (points[interval + 1] - points[interval]) * fraction, points[-1:]))
+
+
+@dataclass(frozen=True)
+class Controller:
+    """From error ratios (1 is the tolerance) to the length of the next step.
+
+        h_new = h min(largest, max(smallest, safety e_n^(-(p+i+d)/q) e_{n-1}^((p+2d)/q) e_{n-2}^(-d/q)))
+
+    q is the order of the error estimate. Source: Soederlind (2003), ACM TOMS 29(1), 1-26; the constants of PI are those
+    of DOPRI5 (Hairer, Norsett & Wanner, Solving ODEs II, section IV.2: alpha = 0.17, beta = 0.04 at q = 5).
+    """
+
+    proportional: float = 0.2
+    integral: float = 0.65
+    derivative: float = 0.0
+    safety: float = 0.9
+    smallest: float = 0.2
+    largest: float = 10.0
+    min_step: float = 0.0
+    """A step that would have to be shorter ends the solve."""
+    max_step: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest < 1 <= self.largest:
+            raise ValueError(
+                f"smallest={self.smallest}, largest={self.largest}: give factors with 0 < smallest < 1 <= largest"
+            )
+        if not 0 < self.safety <= 1:
+            raise ValueError(f"safety={self.safety} must be above 0 and at most 1, such as 0.9")
+        if not 0 <= self.min_step <= self.max_step:
+            raise ValueError(f"min_step={self.min_step}, max_step={self.max_step}: give 0 <= min_step <= max_step")
+
+    def factor(self, error: float, previous: tuple[float, float], order: int) -> float:
+        """By what to multiply the step, after this error ratio and the last two that were accepted."""
+        p, i, d = self.proportional, self.integral, self.derivative
+        terms = zip((error, *previous), (-(p + i + d), p + 2 * d, -d), strict=True)
+        wanted = self.safety * math.prod(max(e, 1e-10) ** (power / order) for e, power in terms)
+        return min(self.largest, max(self.smallest, wanted))
+
+    def shrink(self, error: float, order: int) -> float:
+        """By what to multiply a step that was rejected: the error of this step alone decides."""
+        if not math.isfinite(error):
+            return self.smallest
+        return max(self.smallest, self.safety * error ** (-1 / order))
+
+
+CONTROLLERS: dict[str, Controller] = {
+    "I": Controller(proportional=0.0, integral=1.0),
+    "PI": Controller(),
+    "PID": Controller(proportional=-2 / 9, integral=2 / 9, derivative=1 / 18),
+}
+"""By name; PID is the filter H312 of Soederlind (2003), for smooth step sequences."""
+
+
+@dataclass
+class AdaptiveTimeline:
+    """Times found on the way from ``start`` to ``stop``; what has been accepted never changes again."""
+
+    start: float
+    stop: float
+    first: float
+    """Length of the first step to try, positive."""
+    order: int
+    """Order q of the local error estimate."""
+    max_steps: int
+    controller: Controller = field(default_factory=Controller)
+    jumps: tuple[float, ...] = ()
+    """Times at which f is not smooth: steps end there, and the stages at both sides see their own limit."""
+    rejected: int = 0
+    landing = False
+
+    def __post_init__(self) -> None:
+        self._times = [self.start]
+        self._length = min(abs(self.first), self.controller.max_step)
+        self._previous = (1.0, 1.0)
+        self._just_rejected = False
+        self._sign = sign = 1.0 if self.stop >= self.start else -1.0
+        inside = (t for t in self.jumps if sign * self.start < sign * t < sign * self.stop)
+        self._stops = [*sorted(set(inside), key=lambda t: sign * t), self.stop]
+
+    @property
+    def steps(self) -> int:
+        return len(self._times) - 1
+
+    @property
+    def done(self) -> bool:
+        return self._times[-1] == self.stop
+
+    def ends(self, step: int) -> tuple[float, float]:
+        return self._times[step], self._times[step + 1]
+
+    def propose(self) -> tuple[float, float]:
+        """The step to try next, the last one clipped to the end (or stretched to it, by a hundredth)."""
+        t = self._times[-1]
+        if self.steps >= self.max_steps:
+            raise SolveError(
+                "max_steps",
+                f"max_steps={self.max_steps} taken and t={t:.6g} of {self.stop:.6g} reached "
+                f"(step size {self._length:.3g}); allow more steps, loosen rtol/atol, or the problem is stiff",
+                t=t,
+                step=self.steps,
+            )
+        least = max(self.controller.min_step, 16 * math.ulp(max(abs(t), abs(self.stop - self.start) * 1e-12)))
+        if self._length < least:
+            raise SolveError(
+                "underflow",
+                f"the step size fell to {self._length:.3g} at t={t:.6g}, step {self.steps}: below {least:.3g}, "
+                f"{'which is min_step' if least == self.controller.min_step else 'what t can resolve'}; "
+                f"the solution may blow up there, or rtol/atol are too tight for the precision",
+                t=t,
+                step=self.steps,
+            )
+        stop = next(x for x in self._stops if self._sign * x > self._sign * t)
+        if abs(stop - t) <= 1.01 * self._length:
+            return t, stop
+        return t, t + self._sign * self._length
+
+    def judge(self, t_new: float, error: float) -> bool:
+        """Whether a step to t_new with this error ratio is accepted; sets the length of the next one to try."""
+        tried = abs(t_new - self._times[-1])
+        if error <= 1:
+            factor = self.controller.factor(error, self._previous, self.order)
+            length = tried * (min(1.0, factor) if self._just_rejected else factor)
+            if t_new in self._stops:  # the step was cut short for the stop's sake alone
+                length = max(length, self._length)
+            self._length = min(length, self.controller.max_step)
+            self._previous = (max(error, 1e-4), self._previous[0])
+            self._just_rejected = False
+            self._times.append(t_new)
+            return True
+        self._length = tried * self.controller.shrink(error, self.order)
+        self._just_rejected = True
+        self.rejected += 1
+        return False
+
+    def moved_along(self, noted: AdaptiveTimeline) -> AdaptiveTimeline:
+        """This timeline with the accepted times of another in between, finished."""
+        self._times = [self.start, *noted._times[1:-1], self.stop]
+        return self
+
+    def knots(self, t: Tensor) -> Tensor:
+        """Accepted times in between are constants; only both ends (if the last was reached) move with the caller's."""
+        constant = torch.tensor(self._times[1:], dtype=t.dtype, device=t.device)
+        return torch.cat((t[:1], constant[:-1], t[-1:])) if self.done else torch.cat((t[:1], constant))
+
+
+Steps = TypeVar("Steps", FixedTimeline, AdaptiveTimeline)
+
+
+class Replay:
+    """The steps of a sequence of solves, noted once and then used again in the same order."""
+
+    def __init__(self) -> None:
+        self._timelines: list[FixedTimeline | AdaptiveTimeline] = []
+        self._next: int | None = None
+
+    def rewind(self) -> None:
+        """From here on, solves take the steps that were noted."""
+        self._next = 0
+
+    def timeline(self, found: Steps) -> Steps:
+        """The timeline that a solve is to use in place of the one it made."""
+        if self._next is None:
+            self._timelines.append(found)
+            return found
+        if self._next == len(self._timelines):
+            raise RuntimeError(f"only {len(self._timelines)} solves were noted; a replay must make as many")
+        noted = self._timelines[self._next]
+        if type(noted) is not type(found):
+            raise RuntimeError("a solve of fixed steps was noted where one of controlled steps is replayed, or reversed")
+        self._next += 1
+        return found.moved_along(noted)
+
+
+_REPLAY: ContextVar[Replay | None] = ContextVar("replay", default=None)
+
+
+@contextmanager
+def frozen_steps() -> Iterator[Replay]:
+    """Inside, the steps of solves are noted; after ``rewind()`` they are taken again, whatever the errors and ``dt``.
+
+    Finite differences need this: the gradient is that of the steps that were taken, not of how they were chosen.
+    """
+    token = _REPLAY.set(Replay())
+    try:
+        replay = _REPLAY.get()
+        assert replay is not None
+        yield replay
+    finally:
+        _REPLAY.reset(token)
+
+
+def replayed(timeline: Steps) -> Steps:
+    """The timeline itself, or the noted one while steps are frozen."""
+    replay = _REPLAY.get()
+    return timeline if replay is None else replay.timeline(timeline)
+
+
+class Asked:
+    """The times at which the caller wants the solution, and which of them a step covers."""
+
+    def __init__(self, t: list[float]) -> None:
+        self.t = t
+        self._sign = 1.0 if t[-1] >= t[0] else -1.0
+        self._ordered = [self._sign * x for x in t]
+
+    def inside(self, start: float, stop: float) -> range:
+        """Indices j with t_j in (start, stop]."""
+        low = bisect_right(self._ordered, self._sign * start)
+        return range(low, bisect_right(self._ordered, self._sign * stop, lo=low))

@@ -1,0 +1,64 @@
+"""How things are timed and weighed here."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of the report."""
+
+    title: str
+    text: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        lines = [f"## {self.title}", "", self.text, "", _row(self.header), _row(["---"] * len(self.header))]
+        return "\n".join([*lines, *map(_row, self.rows), ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def interleaved(runs: Sequence[Callable[[], object]], *, repeats: int, device: str) -> list[float]:
+    """Median seconds of each, run in turn so that a slow moment of the machine meets all of them."""
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
+        run()
+    for _ in range(repeats):
+        for run, found in zip(runs, times, strict=True):
+            _wait(device)
+            start = time.perf_counter()
+            run()
+            _wait(device)
+            found.append(time.perf_counter() - start)
+    return [statistics.median(x) for x in times]
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def machine(device: str) -> str:
+    """The machine in a line: what the figures depend on."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    return f"{name}; Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,87 @@
+"""What to keep and what to redo: schedules that reverse a chain of steps in bounded memory."""
+
+from revolve.actions import (
+    GIVEN,
+    Action,
+    Advance,
+    Drop,
+    Load,
+    Record,
+    Report,
+    Reverse,
+    Save,
+    Saved,
+    Schedule,
+    TierReport,
+    both_sweeps,
+    decode,
+    encode,
+)
+from revolve.binomial import (
+    beta,
+    extra_steps,
+    fewest_slots,
+    fewest_writes,
+    longest_chain,
+    optimal_splits,
+    repetitions,
+)
+from revolve.budget import Plan, format_bytes, parse_bytes, plan, sweep, uniform_sweep
+from revolve.catalogue import SCHEDULES
+from revolve.disk import DiskRevolve, PeriodicDisk
+from revolve.hierarchy import HRevolve, Multistage, Tier
+from revolve.online import Online
+from revolve.run import Run, Stepper, VerificationError, verify
+from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
+from revolve.selected import Bisection, Selected
+from revolve.stores import CheckpointStore, Memory
+
+__all__ = [
+    "GIVEN",
+    "SCHEDULES",
+    "Action",
+    "Advance",
+    "Binomial",
+    "Bisection",
+    "CheckpointStore",
+    "DiskRevolve",
+    "Drop",
+    "HRevolve",
+    "Load",
+    "Memory",
+    "Multistage",
+    "Online",
+    "Periodic",
+    "PeriodicDisk",
+    "Plan",
+    "Record",
+    "Report",
+    "Reverse",
+    "Run",
+    "Save",
+    "Saved",
+    "Schedule",
+    "Selected",
+    "Stepper",
+    "StoreAll",
+    "StoreNothing",
+    "Tier",
+    "TierReport",
+    "VerificationError",
+    "beta",
+    "both_sweeps",
+    "decode",
+    "encode",
+    "extra_steps",
+    "fewest_slots",
+    "fewest_writes",
+    "format_bytes",
+    "longest_chain",
+    "optimal_splits",
+    "parse_bytes",
+    "plan",
+    "repetitions",
+    "sweep",
+    "uniform_sweep",
+    "verify",
+]

@@ -1,0 +1,238 @@
+"""From slots or bytes to a schedule, priced before it runs; and what memory buys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+from functools import cached_property
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from revolve import binomial
+from revolve.actions import DROP, GIVEN, LOAD, SAVE, Report, Schedule, both_sweeps, encode
+from revolve.schedules import Binomial, StoreAll
+
+DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BINARY = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_UNITS = {unit.upper(): factor for unit, factor in (DECIMAL | BINARY).items()}
+_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_bytes(size: int | str, name: str = "size") -> int:
+    """A number of bytes from a number or from text: "512 MiB" (powers of 1024), "1.5GB" (powers of 1000), "4096"."""
+    if not isinstance(size, str):
+        return binomial.whole(name, size)
+    match = _SIZE.fullmatch(size)
+    factor = _UNITS.get((match[2] or "B").upper()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"{name}={size!r} is not a size; give bytes, or text like '512 MiB' or '1.5 GB'")
+    return int(Decimal(match[1]) * factor)
+
+
+def format_bytes(number: int, *, decimal: bool = False) -> str:
+    """Three digits and a unit, never less than the number itself: 1000000 is "977 KiB", or "1 MB" if ``decimal``."""
+    units = DECIMAL if decimal else BINARY
+    text = f"{number} B"
+    for unit, factor in units.items():
+        if number < factor or factor == 1:
+            continue
+        digits = 2 if number <= 9.99 * factor else 1 if number <= 99.9 * factor else 0
+        rounded = Decimal(-(-number * 10**digits // factor)).scaleb(-digits)
+        text = f"{rounded:f}".rstrip("0").rstrip(".") if digits else f"{rounded:f}"
+        text = f"{text} {unit}"
+    return text
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule for a chain of known length, and its price before it runs. Sizes are in bytes."""
+
+    steps: int
+    schedule: Schedule
+    state_bytes: int = 0
+    """One kept state."""
+    tape_bytes: int = 0
+    """The tape of one recorded step."""
+    working_bytes: int = 0
+    """What is held besides: the working state, outputs, cotangents."""
+    given: bool = False
+    """Whether the caller holds x_0, so that it takes a slot but no memory of its own."""
+
+    @cached_property
+    def report(self) -> Report:
+        return self.schedule.price(self.steps)
+
+    @property
+    def slots(self) -> int:
+        """States kept at one moment, that of x_0 included."""
+        return self.report.peak_slots
+
+    @property
+    def bytes(self) -> int:
+        """The predicted peak: kept states (x_0 only if it is not given), tapes held at one moment, and the rest."""
+        kept = max(0, self.slots - self.given)
+        return kept * self.state_bytes + self.report.peak_tapes * self.tape_bytes + self.working_bytes
+
+    def array(self) -> np.ndarray:
+        """Both sweeps as one int64 array of rows (verb, a, b), made once and read-only.
+
+        When x_0 is given, it is loaded from tier GIVEN, and neither saved nor dropped.
+        """
+        return self._array
+
+    @cached_property
+    def _array(self) -> np.ndarray:
+        fast = getattr(self.schedule, "array", None)
+        rows = encode(both_sweeps(self.schedule, self.steps)) if fast is None else fast(self.steps)
+        if self.given:
+            first = np.flatnonzero(rows[:, 1] == 0)
+            verb = rows[first, 0]
+            rows[first[verb == LOAD], 2] = GIVEN
+            rows = np.delete(rows, first[(verb == SAVE) | (verb == DROP)], axis=0)
+        rows.flags.writeable = False
+        return rows
+
+    def explain(self) -> str:
+        """Schedule, runs and bytes in a sentence or two."""
+        report = self.report
+        most = f", at most {report.most_runs} of one step" if report.plain_runs else ", nothing twice"
+        text = (
+            f"{self.schedule} reverses {counted(self.steps, 'step')} with {counted(report.plain_runs, 'plain run')} "
+            f"and {report.recorded_runs} recorded ({report.runs / self.steps:.3g} a step{most})."
+        )
+        kept = [counted(self.slots, "state")] if self.slots else []
+        kept.append(counted(report.peak_tapes, "tape"))
+        text += f" It holds {' and '.join(kept)} at once"
+        return text + (f": {format_bytes(self.bytes)}." if self.bytes else ".")
+
+    __str__ = explain
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: an array is made again where it is wanted."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def plan(
+    *,
+    steps: int,
+    slots: int | str | None = None,
+    budget: int | str | None = None,
+    state_bytes: int | None = None,
+    tape_bytes: int | None = None,
+    working_bytes: int = 0,
+    given: bool = False,
+) -> Plan:
+    """The plan of least recomputation in so many slots, or within a budget in bytes.
+
+    ``slots``: a number, that of x_0 included, or ``"all"``: every tape is kept. ``budget``: bytes, or text like
+    ``"512 MiB"``; it covers all that :class:`Plan` counts and needs ``state_bytes`` and ``tape_bytes``. Everything is
+    recorded if all tapes fit, else the states share what one tape leaves. Raises ValueError, naming the smallest budget
+    that works, when nothing fits.
+    """
+    steps = binomial.whole("steps", steps, least=1)
+    if (slots is None) == (budget is None):
+        raise ValueError(f"slots={slots!r} and budget={budget!r}: give exactly one of them")
+    if budget is not None and (state_bytes is None or tape_bytes is None):
+        raise ValueError(f"budget={budget!r} needs state_bytes= and tape_bytes=: the size of a state, and of one tape")
+    state = binomial.whole("state_bytes", state_bytes or 0)
+    tape = binomial.whole("tape_bytes", tape_bytes or 0)
+    working = binomial.whole("working_bytes", working_bytes)
+
+    def made(schedule: Schedule) -> Plan:
+        return Plan(steps, schedule, state, tape, working, given)
+
+    if budget is None:
+        return made(StoreAll() if slots == "all" else Binomial(_slots(slots, steps)))
+    limit = parse_bytes(budget, "budget")
+    smallest = min(made(StoreAll()), made(Binomial(1)), key=lambda plan: plan.bytes)
+    if smallest.bytes > limit:
+        raise ValueError(
+            f"budget={budget!r} cannot reverse {counted(steps, 'step')} with states of {state} bytes "
+            f"and tapes of {tape} bytes; give at least {smallest.bytes} bytes ({format_bytes(smallest.bytes)})"
+        )
+    if made(StoreAll()).bytes <= limit:
+        return made(StoreAll())
+    room = (limit - tape - working) // state + given if state else steps - 1
+    return made(Binomial(min(room, steps - 1)))
+
+
+def _slots(slots: int | str | None, steps: int) -> int:
+    if isinstance(slots, str):
+        raise ValueError(f"slots={slots!r} is unknown; give a number of at least 1, or 'all'")
+    return binomial.check(steps, slots)[1]  # type: ignore[arg-type]
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 step", "3 steps"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def sweep(
+    steps: int,
+    slots: Iterable[int],
+    state_bytes: int = 0,
+    tape_bytes: int = 0,
+    *,
+    working_bytes: int = 0,
+    given: bool = False,
+) -> list[Plan]:
+    """A plan for each number of slots, and last the one that keeps every tape and recomputes nothing."""
+    everything = plan(
+        steps=steps,
+        slots="all",
+        state_bytes=state_bytes,
+        tape_bytes=tape_bytes,
+        working_bytes=working_bytes,
+        given=given,
+    )
+    return [*(replace(everything, schedule=Binomial(_slots(number, everything.steps))) for number in slots), everything]
+
+
+class Uniform(NamedTuple):
+    """Checkpoints at equal distances."""
+
+    checkpoints: int
+    states: int
+    """k checkpoints and the L/k states of the segment between two of them, rounded up."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class UniformSweep:
+    """Memory against the number of uniform checkpoints; the literature's k + L/k, least at k = sqrt(L)."""
+
+    steps: int
+    state_bytes: int
+    rows: tuple[Uniform, ...]
+
+    @property
+    def least(self) -> Uniform:
+        root = sqrt(self.steps)
+        return min(self.rows, key=lambda row: (row.states, abs(row.checkpoints - root)))
+
+    @property
+    def bound(self) -> float:
+        """2 sqrt(L) states: no number of checkpoints needs fewer."""
+        return 2 * sqrt(self.steps)
+
+    @property
+    def store_all(self) -> Uniform:
+        """Every state kept: L states."""
+        return Uniform(self.steps, self.steps, self.steps * self.state_bytes)
+
+
+def uniform_sweep(steps: int, state_bytes: int = 1, checkpoints: Iterable[int] | None = None) -> UniformSweep:
+    """The states and bytes of uniform checkpointing, for each number of checkpoints (1 .. L by default)."""
+    steps = binomial.whole("steps", steps, least=1)
+    size = binomial.whole("state_bytes", state_bytes)
+    numbers = range(1, steps + 1) if checkpoints is None else checkpoints
+    rows = []
+    for number in numbers:
+        kept = binomial.whole("checkpoints", number, least=1)
+        states = kept - (-steps // kept)
+        rows.append(Uniform(kept, states, states * size))
+    return UniformSweep(steps, size, tuple(rows))

@@ -1,0 +1,24 @@
+"""Every schedule by the name that the command line and the tests know it by."""
+
+from __future__ import annotations
+
+from revolve.actions import Schedule
+from revolve.disk import DiskRevolve, PeriodicDisk
+from revolve.hierarchy import HRevolve, Multistage
+from revolve.online import Online
+from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
+from revolve.selected import Bisection, Selected
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "all": StoreAll,
+    "nothing": StoreNothing,
+    "periodic": Periodic,
+    "binomial": Binomial,
+    "online": Online,
+    "bisection": Bisection,
+    "selected": Selected,
+    "multistage": Multistage,
+    "hrevolve": HRevolve,
+    "disk": DiskRevolve,
+    "periodic-disk": PeriodicDisk,
+}

@@ -1,0 +1,287 @@
+"""Schedules for more than one kind of memory: tiers with prices, tier 0 the fastest.
+
+With l = n - 1, a price w_k for a write to tier k, r_k for a read and c_k slots in it, the least cost of a chain is
+
+    first_k(l, m) = min( cost_{k-1}(l, c_{k-1}), min_j  j uf + cost_k(l-j, m-1) + r_k + first_k(j-1, m) )
+    cost_k(l, m)  = min( cost_{k-1}(l, c_{k-1}), w_k + first_k(l, m) )
+
+where first_k is the cost once the first state lies in tier k. The transpose of a step costs the same in every plan and
+appears nowhere.
+
+Source: Herrmann & Pallez (2020), ACM TOMS 46(2), H-Revolve.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import NamedTuple
+
+import numpy as np
+
+from revolve import binomial
+from revolve.actions import (
+    GIVEN,
+    Action,
+    Advance,
+    Drop,
+    Load,
+    Record,
+    Report,
+    Reverse,
+    Save,
+    Saved,
+    both_sweeps,
+    encode,
+    tally,
+)
+from revolve.schedules import Nested, Segment, close_gaps, walk
+
+LONGEST = 20_000
+"""The tables of the exact optimum grow with slots times steps, and their making with slots times steps squared."""
+
+
+class Tier(NamedTuple):
+    """One kind of memory: so many slots, and what a write and a read cost in the unit of ``step_cost``."""
+
+    slots: int
+    write: float = 0.0
+    read: float = 0.0
+
+
+@dataclass(frozen=True)
+class HRevolve:
+    """The least cost in several kinds of memory, exactly: runs, writes and reads at their prices.
+
+    ``tiers``: the fastest first; x_0 takes a slot like any other state.
+    """
+
+    tiers: tuple[Tier, ...]
+    step_cost: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tiers", tuple(_checked(k, Tier(*tier)) for k, tier in enumerate(self.tiers)))
+        if not self.tiers:
+            raise ValueError("tiers=() holds nothing; give at least one, for instance (Tier(3), Tier(7, 10.0, 10.0))")
+        if not self.step_cost >= 0:
+            raise ValueError(f"step_cost={self.step_cost} is not a price; give 0 or more")
+
+    @property
+    def slots(self) -> int:
+        return sum(tier.slots for tier in self.tiers)
+
+    def forward(self, steps: int | None) -> Iterator[Action]:
+        if steps is None:
+            raise ValueError("HRevolve places its slots by the number of steps; give steps, or use Online(slots)")
+        steps = self._checked(steps)
+        top = len(self.tiers) - 1
+        whole = _Whole(_tables(self.tiers, self.step_cost, steps), 0, steps, top, self.tiers[top].slots)
+        return takewhile(lambda action: not isinstance(action, Reverse), walk((whole,)))
+
+    def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
+        if (0, GIVEN) not in saved.states:
+            return self._backward(steps, saved)
+        home = next((a.tier for a in self.forward(steps) if isinstance(a, Save) and a.step == 0), len(self.tiers) - 1)
+        kept = (saved.states - {(0, GIVEN)}) | {(0, home)}
+        return with_given(self._backward(steps, saved._replace(states=frozenset(kept))))
+
+    def _backward(self, steps: int, saved: Saved) -> Iterator[Action]:
+        def reverse(segment: Segment) -> Iterator[Nested]:
+            yield self._from_kept(segment, [tier for step, tier in saved.states if step < segment.start])
+
+        return walk(close_gaps(steps, saved, reverse))
+
+    def _from_kept(self, segment: Segment, below: Sequence[int]) -> Nested:
+        """The best way on from a kept state, in the slots that the states below it leave in each tier."""
+        start, stop, home, _ = segment
+        room = [tier.slots - below.count(k) for k, tier in enumerate(self.tiers)]
+        if stop - start == 1:
+            return _Step(start)
+        if room[home] >= 1:
+            return _First(self._tables(room, home, stop - start), start, stop, home, room[home])
+        room[home] -= 1
+        for k in range(home + 1, len(self.tiers)):
+            if room[k] >= 1:
+                return _Whole(self._tables(room, k, stop - start), start, stop, k, room[k])
+        raise ValueError(f"{self} has no slot left for the steps {start} .. {stop}; more states are kept than it keeps")
+
+    def _tables(self, room: Sequence[int], top: int, steps: int) -> _Tables:
+        """Those of the whole schedule, unless a tier below ``top`` holds a state already."""
+        tiers = tuple(tier._replace(slots=max(0, room[k])) if k < top else tier for k, tier in enumerate(self.tiers))
+        return _tables(tiers, self.step_cost, steps)
+
+    def _checked(self, steps: int) -> int:
+        steps = binomial.whole("steps", steps, least=1)
+        binomial.check(steps, self.slots)
+        if steps > LONGEST:
+            raise ValueError(f"steps={steps} is too long for exact tables; give at most {LONGEST}, or use PeriodicDisk")
+        return steps
+
+    def cost(self, steps: int) -> float:
+        """The least cost of runs, writes and reads that reverses the chain; the recorded runs are not in it."""
+        steps = self._checked(steps)
+        return float(_tables(self.tiers, self.step_cost, steps).cost[-1][self.tiers[-1].slots, steps - 1])
+
+    def price(self, steps: int) -> Report:
+        steps = self._checked(steps)
+        return tally(encode(both_sweeps(self, steps)), steps)
+
+
+@dataclass(frozen=True)
+class Multistage:
+    """Least recomputation in ``memory`` + ``disk`` slots, and with it the fewest writes and reads on disk.
+
+    Memory is tier 0 and disk is tier 1. That is HRevolve with a step dearer than all writes and reads together. What
+    lies on disk may be promoted to memory once there is room: fewer accesses than ranking the places of one stack by
+    their use (Stumm & Walther 2009, SIAM J. Sci. Comput. 31(3)), which moves nothing.
+    """
+
+    memory: int
+    disk: int
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "disk"):
+            object.__setattr__(self, name, binomial.whole(name, getattr(self, name)))
+
+    @property
+    def slots(self) -> int:
+        return self.memory + self.disk
+
+    @property
+    def priced(self) -> HRevolve:
+        return HRevolve((Tier(self.memory), Tier(self.disk, 1.0, 1.0)), step_cost=4.0 * LONGEST)
+
+    def forward(self, steps: int | None) -> Iterator[Action]:
+        return self.priced.forward(steps)
+
+    def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
+        return self.priced.backward(steps, saved)
+
+    def price(self, steps: int) -> Report:
+        return self.priced.price(steps)
+
+
+def _checked(number: int, tier: Tier) -> Tier:
+    for name, price in (("write", tier.write), ("read", tier.read)):
+        if not price >= 0:
+            raise ValueError(f"{name}={price} of tier {number} is not a price; give 0 or more")
+    return Tier(binomial.whole("slots", tier.slots), float(tier.write), float(tier.read))
+
+
+def with_given(actions: Iterable[Action]) -> Iterator[Action]:
+    """The same plan when the caller holds x_0: loaded from him, never saved and never dropped."""
+    for action in actions:
+        if isinstance(action, Load) and action.step == 0:
+            yield Load(0, GIVEN)
+        elif not (isinstance(action, (Save, Drop)) and action.step == 0):
+            yield action
+
+
+class _Step(NamedTuple):
+    """One step, from the working state."""
+
+    start: int
+
+    def parts(self) -> tuple[Action, ...]:
+        return Record(self.start, self.start + 1), Reverse(self.start, self.start + 1)
+
+
+class _Whole(NamedTuple):
+    """Steps to be reversed from their first state, which is the working state, in tiers up to ``tier``."""
+
+    tables: _Tables
+    start: int
+    stop: int
+    tier: int
+    slots: int
+
+    def parts(self) -> tuple[Action | Nested, ...]:
+        tables, start, stop, tier, slots = self
+        if stop - start == 1:
+            return (_Step(start),)
+        if tables.lower[tier][slots, stop - start - 1]:
+            return (_Whole(tables, start, stop, tier - 1, tables.slots[tier - 1]),)
+        return Save(start, tier), _First(tables, start, stop, tier, slots), Drop(start, tier)
+
+
+class _First(NamedTuple):
+    """The same when that state lies in ``tier``, and takes one of its ``slots``."""
+
+    tables: _Tables
+    start: int
+    stop: int
+    tier: int
+    slots: int
+
+    def parts(self) -> tuple[Action | Nested, ...]:
+        tables, start, stop, tier, slots = self
+        if stop - start == 1:
+            return (_Step(start),)
+        ahead = int(tables.split[tier][slots, stop - start - 1])
+        if ahead == 0:
+            return (_Whole(tables, start, stop, tier - 1, tables.slots[tier - 1]),)
+        middle = start + ahead
+        return (
+            Advance(start, middle),
+            _Whole(tables, middle, stop, tier, slots - 1),
+            Load(start, tier),
+            _First(tables, start, middle, tier, slots),
+        )
+
+
+class _Tables:
+    """cost_k(l, m) and the choices that lead to it, for l < steps."""
+
+    def __init__(self, tiers: Sequence[Tier], step_cost: float, steps: int) -> None:
+        self.steps = steps
+        self.slots = [tier.slots for tier in tiers]
+        self.cost: list[np.ndarray] = []
+        self.lower: list[np.ndarray] = []
+        self.split: list[np.ndarray] = []
+        below = np.full(steps, np.inf)
+        below[0] = 0.0
+        for tier in tiers:
+            self._add(tier, step_cost, steps, below)
+            below = self.cost[-1][-1]
+
+    def _add(self, tier: Tier, step_cost: float, steps: int, below: np.ndarray) -> None:
+        """One more tier; a row of m = 1 .. c at a time, all j at once."""
+        slots, write, read = tier
+        first = np.full((slots, steps), np.inf)
+        cost = np.tile(below, (slots + 1, 1))
+        split = np.zeros((slots + 1, steps), dtype=np.int32)
+        first[:, 0] = 0.0
+        ahead = np.empty((slots, steps))  # j uf + r + first(j-1, m), by j
+        rest = np.empty((slots, steps))  # cost(l, m-1), l falling
+        sums = np.empty((slots, steps))
+        every = np.arange(slots)
+        if slots:
+            ahead[:, 0], rest[:, -1] = step_cost + read, 0.0
+        for last in range(1, steps if slots else 0):
+            total = np.add(ahead[:, :last], rest[:, steps - last :], out=sums[:, :last])
+            best = total.argmin(axis=1)
+            least = total[every, best]
+            split[1:, last] = np.where(below[last] <= least, 0, best + 1)
+            first[:, last] = np.minimum(below[last], least)
+            cost[1:, last] = np.minimum(below[last], write + first[:, last])
+            ahead[:, last] = (last + 1) * step_cost + read + first[:, last]
+            rest[:, steps - 1 - last] = cost[:-1, last]
+        self.cost.append(cost)
+        self.split.append(split)
+        self.lower.append(np.vstack([np.ones((1, steps), bool), below <= write + first]))
+
+
+_KNOWN: OrderedDict[tuple[tuple[Tier, ...], float], _Tables] = OrderedDict()
+
+
+def _tables(tiers: tuple[Tier, ...], step_cost: float, steps: int) -> _Tables:
+    """Tables for chains of up to so many steps; the last few are kept, and serve every shorter chain."""
+    known = _KNOWN.pop((tiers, step_cost), None)
+    if known is None or known.steps < steps:
+        known = _Tables(tiers, step_cost, steps)
+    _KNOWN[tiers, step_cost] = known
+    while len(_KNOWN) > 8:
+        _KNOWN.popitem(last=False)
+    return known

@@ -1,0 +1,243 @@
+"""The command ``revolve``: what it prints, what it draws, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+
+from revolve import Binomial, both_sweeps
+from revolve.cli import main, slot_numbers
+from revolve.trace import letters, trace
+
+Capture = pytest.CaptureFixture[str]
+
+
+def said(capsys: Capture, command: str) -> str:
+    """What a command that succeeds prints."""
+    assert main(command.split()) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def told(capsys: Capture, command: str) -> Any:
+    return json.loads(said(capsys, f"{command} --json"))
+
+
+def test_a_plan_says_r_and_the_extra_steps(capsys: Capture) -> None:
+    text = said(capsys, "plan -n 100 -c 3")
+    assert text.startswith("Binomial(slots=3) for 100 steps")
+    for fact in ("r = 7", "490", "590", "28", "99", "beta(3, 7) = 120", "with r = 6, 84", "x_64 to x_72"):
+        assert fact in text
+    assert re.search(r"> 3 +7 +490", text)
+
+
+def test_a_plan_as_json_has_the_same_numbers(capsys: Capture) -> None:
+    facts = told(capsys, "plan -n 100 -c 3")
+    expected = {"repetitions": 7, "extra_steps": 490, "saves": 28, "loads": 99, "longest_chain": 120, "slots": 3}
+    assert facts.items() >= expected.items()
+    assert facts["first_splits"] == [64, 72]
+    assert {"slots": 4, "repetitions": 5, "extra_steps": 374} in facts["neighbours"]
+
+
+def test_a_budget_becomes_slots(capsys: Capture) -> None:
+    facts = told(capsys, "plan -n 1000 --budget 512MiB --state 8MB --tape 40MB")
+    assert (facts["slots"], facts["bytes"]) == (62, 536_000_000)
+    assert told(capsys, "plan -n 10 --budget 1GB --state 8MB --tape 40MB")["extra_steps"] == 0
+    assert "536 MB" in said(capsys, "plan -n 1000 --budget 512MiB --state 8MB --tape 40MB")
+    assert "512 MiB" in said(capsys, "plan -n 1000 --budget 512MiB --state 8MiB --tape 40MiB")
+
+
+def test_keeping_every_tape_recomputes_nothing(capsys: Capture) -> None:
+    assert told(capsys, "plan -n 100 -c all")["extra_steps"] == 0
+    assert "nothing is recomputed" in said(capsys, "plan -n 100 -c all")
+
+
+def test_lengths_may_be_beyond_machine_integers(capsys: Capture) -> None:
+    assert told(capsys, f"plan -n {2**63} -c 1")["extra_steps"] == 2**63 * (2**63 - 1) // 2
+
+
+def test_a_sweep_has_a_row_for_each_number_of_slots_and_the_plan_that_keeps_all(capsys: Capture) -> None:
+    rows = told(capsys, "sweep -n 1000 -c 1:50")
+    assert [row["slots"] for row in rows] == [*range(1, 51), "all"]
+    assert rows[9]["extra_steps"] == 3636 and rows[-1]["extra_steps"] == 0
+    lines = said(capsys, "sweep -n 1000 -c 1:50").splitlines()
+    assert len(lines) == 1 + 1 + 1 + 51
+    assert lines[12].split() == ["10", "4", "3636", "4.636", "714", "1"]
+    assert lines[-1].split() == ["all", "0", "0", "1.000", "0", "1000"]
+
+
+def test_a_sweep_in_bytes_has_a_column_of_memory(capsys: Capture) -> None:
+    text = said(capsys, "sweep -n 1000 -c 1,2,4 --state 8MB --tape 40MB")
+    assert [line.split()[-2:] for line in text.splitlines()[3:]] == [
+        ["48", "MB"],
+        ["56", "MB"],
+        ["72", "MB"],
+        ["40", "GB"],
+    ]
+
+
+def test_uniform_checkpoints_have_their_least_at_two_square_roots(capsys: Capture) -> None:
+    facts = told(capsys, "sweep --uniform -n 100 --state 100MB")
+    assert facts["least"] == {"checkpoints": 10, "states": 20, "bytes": 2 * 10**9}
+    assert facts["two_sqrt_steps"] == 20
+    assert facts["store_all"]["bytes"] == 10**10
+    assert len(facts["rows"]) == 100
+    text = said(capsys, "sweep --uniform -n 100 --state 100MB")
+    assert re.search(r"> 10 +20 +20.0 % +2 GB", text)
+    assert re.search(r"store all +100 +100.0 % +10 GB", text)
+    assert "2 sqrt(100) = 20" in text
+
+
+def test_a_long_uniform_sweep_still_finds_its_least(capsys: Capture) -> None:
+    assert told(capsys, "sweep --uniform -n 1000000")["least"] == {"checkpoints": 1000, "states": 2000, "bytes": 2000}
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("1:4", [1, 2, 3, 4]), ("2:9:3", [2, 5, 8]), ("8", [8]), ("1,2,4,8", [1, 2, 4, 8]), ("1:3,10", [1, 2, 3, 10])],
+)
+def test_slots_are_ranges_with_both_ends(text: str, numbers: list[int]) -> None:
+    assert slot_numbers(text) == numbers
+
+
+def test_a_drawing_in_letters(capsys: Capture) -> None:
+    assert said(capsys, "draw -n 4 -c 2") == (
+        "Binomial(slots=2), 4 steps\n"
+        "\n"
+        "time  0\n"
+        "   0  |> >\n"
+        "   2  |   |>\n"
+        "   3  |   |  x\n"
+        "   5  |   |x\n"
+        "   7  |>\n"
+        "   8  |  x\n"
+        "  10  |x\n"
+        "\n"
+        "> plain run   o record   < reverse   x record and reverse at once   | state kept\n"
+    )
+
+
+def test_letters_of_a_long_chain_stay_within_its_width() -> None:
+    lines = letters(trace(Binomial(6), 200)).splitlines()
+    assert max(map(len, lines)) <= 200 + 10
+    assert sum(line.count("x") for line in lines) == 200
+
+
+def test_a_drawing_as_json_is_the_plan(capsys: Capture) -> None:
+    actions = told(capsys, "draw -n 20 -c 3")["actions"]
+    assert actions[:3] == [["Save", 0, 0], ["Advance", 0, 10], ["Save", 10, 0]]
+    assert actions == [[type(action).__name__, *action[1:]] for action in both_sweeps(Binomial(3), 20)]
+
+
+def test_a_trace_keeps_the_time_and_the_slots_of_the_price() -> None:
+    for steps, slots in ((3, 1), (20, 3), (57, 6)):
+        traced = trace(Binomial(slots), steps)
+        assert traced.time == 2 * steps + Binomial(slots).price(steps).plain_runs
+        assert traced.slots == {0: slots}
+        for life in traced.lives:
+            others = [other for other in traced.lives if other.slot == life.slot and other != life]
+            assert all(other.end <= life.begin or life.end <= other.begin for other in others)
+
+
+PICTURES = [
+    "sweep -n 1000 -c 1:50",
+    "sweep -n 1000 -c 1:50 --state 8MB --tape 40MB",
+    "sweep -n 20 -c 1:40",
+    "sweep --uniform -n 100 --state 100MB",
+    "sweep --uniform -n 5000",
+    "draw -n 1 -c 0",
+    "draw -n 3 -c 1",
+    "draw -n 20 -c 3",
+    "draw -n 200 -c 30",
+    "draw -n 30 --schedule all",
+    "draw -n 30 --schedule nothing",
+    "draw -n 30 --schedule periodic --every 7",
+]
+
+
+@pytest.mark.parametrize("command", PICTURES)
+def test_a_picture_is_drawn(capsys: Capture, tmp_path: Path, command: str) -> None:
+    out = tmp_path / "picture.png"
+    assert f"wrote {out}" in said(capsys, f"{command} --out {out}")
+    picture = imread(out)
+    assert picture.shape[0] > 400 and picture.shape[1] > 800
+    assert 0.001 < (picture[..., :3].min(axis=-1) < 0.9).mean() < 0.5
+
+
+BAD = {
+    "": "usage: revolve",
+    "plan": "the following arguments are required: -n/--steps",
+    "plan -n x -c 2": "argument -n/--steps: invalid int value: 'x'",
+    "plan -n 100": "how much memory? give either -c, for instance -c 3, or --budget with --state and --tape",
+    "plan -n 100 -c 3 --budget 1MB": "how much memory? give either -c",
+    "plan -n 100 -c 0": "slots=0 cannot reverse 100 steps; give at least 1",
+    "plan -n 100 -c two": "--slots two is not a number",
+    "plan -n 0 -c 2": "steps=0 is too small; give at least 1",
+    "plan -n 9 --budget 1MB": "--budget 1MB needs --state and --tape",
+    "plan -n 9 --budget 1MB --state x --tape 1": "--state='x' is not a size; give bytes, or text like",
+    "plan -n 9 --budget 1MB --state 1MB --tape 1MB": "give at least 2000000 bytes",
+    "sweep -n 100": "which slots? give -c, for instance -c 1:50, or --uniform",
+    "sweep -n 100 -c 5:1": "--slots 5:1 is no range of slots; give for instance 1:50, 1:50:5 or 1,2,4,8",
+    "sweep -n 100 -c 1:5:0": "--slots 1:5:0 is no range of slots",
+    "sweep -n 100 -c 0:5": "slots=0 cannot reverse 100 steps; give at least 1",
+    "sweep -n 100 -c 1:2 --uniform": "-c 1:2 says nothing with --uniform",
+    "draw -n 10": "how many slots? give -c, for instance -c 3",
+    "draw -n 10 -c 0": "slots=0 cannot reverse 10 steps; give at least 1",
+    "draw -n 1000 -c 3": "-n 1000 is too wide for text; give --out FILE.png, or at most 200 steps",
+    "draw -n 9999 -c 3 --out x.png": "-n 9999 is too wide for a picture; give at most 2000 steps",
+    "draw -n 10 --schedule foo": "invalid choice: 'foo'",
+    "draw -n 10 --schedule all -c 3": "-c 3 says nothing to the all schedule",
+    "draw -n 10 -c 3 --every 3": "--every 3 says nothing to the binomial schedule; give --schedule periodic",
+    "draw -n 10 -c 3 --out nowhere/x.png": "cannot write nowhere/x.png: No such file or directory; give a file in a",
+    "draw -n 10 -c 3 --out x.foo": "Format 'foo' is not supported",
+}
+
+
+@pytest.mark.parametrize("command", BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code: object = main(command.split())
+    except SystemExit as stopped:
+        code = stopped.code
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert BAD[command] in err
+    if command:
+        assert err.startswith(f"revolve {command.split()[0]}: ")
+        assert len(err.splitlines()) <= 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    code = "import sys; from revolve.cli import main; sys.exit(main('sweep -n 100000 -c 1:9999'.split()))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", ["--help", "plan --help", "sweep --help", "draw --help"])
+def test_help_shows_examples_that_work(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(command.split())
+    assert stopped.value.code == 0
+    examples = re.findall(r"^  revolve (.*)$", capsys.readouterr().out.split("examples:")[1], re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        assert main(example.split()) == 0
