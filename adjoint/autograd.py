@@ -48,8 +48,11 @@ class Program(Protocol):
     inputs: tuple[Tensor, ...]
     """The caller's tensors (times, inputs of a recurrence) of which each step uses a part."""
 
-    def step(self, function: Any, k: int, state: State, recording: bool) -> Step:
-        """Step k. ``function`` is the caller's, rebound; with ``recording`` its graph is kept."""
+    def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
+        """Step k. ``function`` is the caller's, rebound; with ``recording`` its graph is kept.
+
+        Without ``outputs`` nobody will look at them: a step that is run again may leave them out.
+        """
         ...
 
     @property
@@ -204,7 +207,7 @@ class AutogradStepper:
         entry = state
         with torch.set_grad_enabled(self.tracking):
             for k in range(start, stop):
-                step = self.program.step(self.captured.plain, k, state, False)
+                step = self.program.step(self.captured.plain, k, state, False, k >= self.frontier)
                 if k >= self.frontier:
                     self._first_time(k, state, step, ())
                 state = _settled(step.state)
@@ -322,8 +325,9 @@ def _results(step: Step) -> list[Tensor]:
 
 def _settled(state: State) -> State:
     """A state ready for the next step: no graph, contiguous (other strides are other kernels, and other bits)."""
-    if any(x.requires_grad or not x.is_contiguous() for x in state):
-        return tuple(x.detach().contiguous() for x in state)
+    for x in state:
+        if x.requires_grad or not x.is_contiguous():
+            return tuple(x.detach().contiguous() for x in state)
     return state
 
 

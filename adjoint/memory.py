@@ -25,6 +25,11 @@ def free_bytes(device: torch.device) -> int:
 class Meter(TorchDispatchMode):
     """Counts the bytes of tensors made while it is on: ``live`` now, ``peak`` at most. Works on meta too."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch would import its compiler (two seconds) on the first call, and lead every call through it."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0

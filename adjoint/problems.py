@@ -69,6 +69,8 @@ class NamedProblem:
     size: int = 0
     """0: the problem has one size only."""
     size_is: str = ""
+    least: int = 1
+    """The smallest size."""
     method: str = "tsit5"
     dt: float | None = None
     dissipative: bool = False
@@ -80,8 +82,8 @@ class NamedProblem:
         """The problem as tensors; ValueError for a size that it cannot have."""
         if size is not None and not self.size:
             raise ValueError(f"size={size} says nothing to {self.name}, which has one size only; leave it out")
-        if size is not None and size < 2:
-            raise ValueError(f"size={size} is too small for {self.name} ({self.size_is}); give at least 2")
+        if size is not None and size < self.least:
+            raise ValueError(f"size={size} is too small for {self.name} ({self.size_is}); give at least {self.least}")
         return self.make(size or self.size).on(device, dtype)
 
 
@@ -124,21 +126,29 @@ def _random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _lotka_volterra(_: int) -> Case:
-    """Of populations as logarithms, fitted to the pelts: the loss is the mean squared residual of the logarithms."""
+def _lotka_volterra(size: int) -> Case:
+    """Of populations as logarithms, fitted to the pelts: the loss is the mean squared residual of the logarithms.
+
+    hare' = alpha hare - beta hare lynx,    lynx' = delta hare lynx - gamma lynx
+
+    With a size of more than one, so many populations start within 10 % of each other.
+    """
     data = pelts()
     observed = torch.tensor([data.hare, data.lynx], dtype=torch.float64).T.log()
+    y0 = observed[0]
+    if size > 1:
+        observed = observed[..., None]
+        y0 = observed[0] + 0.1 * _random(2, size, seed=0)
 
-    def f(t: Tensor, y: Tensor, *rates: Tensor) -> Tensor:
-        alpha, beta, gamma, delta = torch.stack(rates).exp().unbind()
+    def f(t: Tensor, y: Tensor, *logs: Tensor) -> Tensor:
+        alpha, beta, gamma, delta = torch.stack(logs).exp().unbind()
         hare, lynx = y.exp().unbind()
         return torch.stack((alpha - beta * lynx, delta * hare - gamma))
 
     def loss(ys: Tensor) -> Tensor:
         return (ys - observed.to(ys)).square().mean()
 
-    rates = _logs(alpha=0.5, beta=0.02, gamma=1.0, delta=0.03)
-    return Case(f, observed[0], _grid(20.0, 21), rates, loss)
+    return Case(f, y0, _grid(20.0, 21), _logs(alpha=0.5, beta=0.05, gamma=0.5, delta=0.05), loss)
 
 
 def _gene_ring(size: int) -> Case:
@@ -239,6 +249,8 @@ PROBLEMS: dict[str, NamedProblem] = {
             "lotka_volterra",
             "hares and lynxes, fitted to the pelts of 1900-1920",
             _lotka_volterra,
+            size=1,
+            size_is="populations",
             method="rk4",
             dt=0.2,
         ),
@@ -248,6 +260,7 @@ PROBLEMS: dict[str, NamedProblem] = {
             _gene_ring,
             size=3,
             size_is="genes",
+            least=2,
             dissipative=True,
         ),
         NamedProblem("lorenz", "three variables, chaotic", _lorenz),
@@ -260,6 +273,7 @@ PROBLEMS: dict[str, NamedProblem] = {
             _gray_scott,
             size=256,
             size_is="cells along each side",
+            least=3,
             method="rk4",
             dt=1.0,
         ),

@@ -48,7 +48,7 @@ class ScanProgram:
         other._slices = [x.unbind(0) for x in self._series]
         return other
 
-    def step(self, function: Any, k: int, state: State, recording: bool) -> Step:
+    def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
         f, args = function
         self.evaluations += 1
         leaves: tuple[Tensor, ...] = ()

@@ -3,7 +3,7 @@
     dv/dt = v - v^3 / 3 - w + current,      dw/dt = (v + a - b w) / slowness
 
 is the simplest nerve that fires: the voltage v jumps, the recovery w follows slowly (FitzHugh 1961, Biophysical Journal 1,
-445). Only v is seen, 80 times, through noise of a tenth of its swing. The constants a, b, the slowness and the current are
+445). Only v is seen, 80 times, through noise of a twentieth of its swing. The constants a, b, the slowness and the current are
 recovered by Gauss and Newton's method, and with them the recovery variable that nobody measured, and its nullcline.
 """
 
@@ -68,15 +68,16 @@ def picture(t: Tensor, seen: Tensor, fine: Tensor, runs: Tensor, found: Tensor) 
     for k, (name, color) in enumerate((("v", BLUE), ("w", ORANGE))):
         left.plot(fine, runs[:, 0, k], color=color, alpha=0.3, linewidth=5, label=f"{name}, true")
         left.plot(fine, runs[:, 1, k], color=color, linewidth=1.2, label=f"{name}, recovered")
-    left.set_ylim(-2.6, 3.9)
+    left.set_ylim(-3, 3.9)
     left.legend(frameon=False, ncols=3, loc="upper center")
     tidy(left, "Voltage v (seen) and recovery w (not seen)", "time", "v, w")
-    v = torch.linspace(-2.3, 2.3, 200, dtype=torch.float64)
+    v = torch.linspace(-2.3, 2.3, 400, dtype=torch.float64)
     right.plot(runs[:, 0, 0], runs[:, 0, 1], color=BLUE, alpha=0.3, linewidth=5, label="true orbit")
     right.plot(runs[:, 1, 0], runs[:, 1, 1], color=BLUE, linewidth=1.2, label="recovered orbit")
     for p, style in ((TRUTH, {"alpha": 0.3, "linewidth": 5}), (found, {"linewidth": 1.2})):
-        right.plot(v, v - v**3 / 3 + p[3], color=GREEN, **style, label="dv/dt = 0" if p is found else None)
-        right.plot(v, (v + p[0]) / p[1], color=PINK, **style, label="dw/dt = 0" if p is found else None)
+        for w, color, name in ((v - v**3 / 3 + p[3], GREEN, "dv/dt = 0"), ((v + p[0]) / p[1], PINK, "dw/dt = 0")):
+            shown = (w > -1) & (w < 1.9)
+            right.plot(v[shown], w[shown], color=color, **style, label=name if p is found else None)
     right.set_ylim(-1.1, 2.6)
     right.legend(frameon=False, ncols=2, loc="upper center")
     tidy(right, "Phase plane: true (broad) and recovered (thin)", "v", "w")

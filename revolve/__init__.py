@@ -30,6 +30,7 @@ from revolve.budget import Plan, format_bytes, parse_bytes, plan, sweep, uniform
 from revolve.catalogue import SCHEDULES
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.hierarchy import HRevolve, Multistage, Tier
+from revolve.mixed import Mixed, Stages
 from revolve.online import Online
 from revolve.run import Run, Stepper, VerificationError, verify
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
@@ -49,6 +50,7 @@ __all__ = [
     "HRevolve",
     "Load",
     "Memory",
+    "Mixed",
     "Multistage",
     "Online",
     "Periodic",
@@ -62,6 +64,7 @@ __all__ = [
     "Saved",
     "Schedule",
     "Selected",
+    "Stages",
     "Stepper",
     "StoreAll",
     "StoreNothing",

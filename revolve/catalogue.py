@@ -5,6 +5,7 @@ from __future__ import annotations
 from revolve.actions import Schedule
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.hierarchy import HRevolve, Multistage
+from revolve.mixed import Mixed, Stages
 from revolve.online import Online
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
 from revolve.selected import Bisection, Selected
@@ -21,4 +22,6 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "hrevolve": HRevolve,
     "disk": DiskRevolve,
     "periodic-disk": PeriodicDisk,
+    "mixed": Mixed,
+    "stages": Stages,
 }

@@ -255,14 +255,10 @@ class _Tables:
         first[:, 0] = 0.0
         ahead = np.empty((slots, steps))  # j uf + r + first(j-1, m), by j
         rest = np.empty((slots, steps))  # cost(l, m-1), l falling
-        sums = np.empty((slots, steps))
-        every = np.arange(slots)
         if slots:
             ahead[:, 0], rest[:, -1] = step_cost + read, 0.0
         for last in range(1, steps if slots else 0):
-            total = np.add(ahead[:, :last], rest[:, steps - last :], out=sums[:, :last])
-            best = total.argmin(axis=1)
-            least = total[every, best]
+            best, least = least_sums(ahead[:, :last], rest[:, steps - last :])
             split[1:, last] = np.where(below[last] <= least, 0, best + 1)
             first[:, last] = np.minimum(below[last], least)
             cost[1:, last] = np.minimum(below[last], write + first[:, last])
@@ -271,6 +267,20 @@ class _Tables:
         self.cost.append(cost)
         self.split.append(split)
         self.lower.append(np.vstack([np.ones((1, steps), bool), below <= write + first]))
+
+
+def least_sums(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In each row the place and the value of the least sum; a few rows at a time, so that they stay in the cache."""
+    rows, columns = first.shape
+    best, least = np.empty(rows, dtype=np.int64), np.empty(rows)
+    height = max(1, 8192 // columns)
+    sums = np.empty((height, columns))
+    for low in range(0, rows, height):
+        high = min(rows, low + height)
+        total = np.add(first[low:high], second[low:high], out=sums[: high - low])
+        chosen = total.argmin(axis=1)
+        best[low:high], least[low:high] = chosen, total[np.arange(high - low), chosen]
+    return best, least
 
 
 _KNOWN: OrderedDict[tuple[tuple[Tier, ...], float], _Tables] = OrderedDict()

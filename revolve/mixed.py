@@ -29,6 +29,7 @@ import numpy as np
 
 from revolve import binomial
 from revolve.actions import (
+    GIVEN,
     Action,
     Advance,
     Drop,
@@ -42,6 +43,7 @@ from revolve.actions import (
     encode,
     tally,
 )
+from revolve.hierarchy import least_sums
 from revolve.schedules import Nested, Segment, close_gaps, regenerate, walk
 
 WORK = 4e9
@@ -138,9 +140,11 @@ def _forward(schedule: Mixed | Stages, tables: _Tables, steps: int | None) -> It
 
 
 def _backward(schedule: Mixed | Stages, tables: _Tables, steps: int, saved: Saved) -> Iterator[Action]:
+    needed = saved.states - {(begin, GIVEN) for begin, _ in saved.tapes}  # x_0 counts until its step is on tape
+
     def reverse(segment: Segment) -> Iterator[Action | Nested]:
         start, stop, tier, _ = segment
-        states = sum(step < start and kept_in != ON_TAPE for step, kept_in in saved.states)
+        states = sum(step < start and kept_in != ON_TAPE for step, kept_in in needed)
         taped = sum(min(end, start) - min(begin, start) for begin, end in saved.tapes)
         room = schedule.slots - states * schedule.state - taped * schedule.tape
         held = tier == ON_TAPE
@@ -204,7 +208,7 @@ class _Tables:
                 if n == 1:
                     least = np.zeros(room + 1)
                 else:
-                    best, least = _least_sum(ahead[kind][:, : n - 1], rest[kind][:, steps + 1 - n :])
+                    best, least = least_sums(ahead[kind][:, : n - 1], rest[kind][:, steps + 1 - n :])
                     taped = np.full(room + 1, np.inf)
                     if room >= tape:
                         taped[tape:] = self.cost[-1][: room + 1 - tape, n - 1]
@@ -234,20 +238,6 @@ class _Tables:
             raise ValueError(f"steps={steps} is too long for exact tables; give at most {longest}, or use Binomial")
         shares = isinstance(schedule, Stages) and schedule.last_is_solution
         return _tables(schedule.slots, schedule.state, schedule.tape, shares, 1 << (steps - 1).bit_length())
-
-
-def _least_sum(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In each row the place and the value of the least sum; a few rows at a time, so that they stay in the cache."""
-    rows, columns = first.shape
-    best, least = np.empty(rows, dtype=np.int64), np.empty(rows)
-    height = max(1, 8192 // columns)
-    sums = np.empty((height, columns))
-    for low in range(0, rows, height):
-        high = min(rows, low + height)
-        total = np.add(first[low:high], second[low:high], out=sums[: high - low])
-        chosen = total.argmin(axis=1)
-        best[low:high], least[low:high] = chosen, total[np.arange(high - low), chosen]
-    return best, least
 
 
 @lru_cache(maxsize=8)

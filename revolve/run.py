@@ -240,6 +240,9 @@ class Run(Generic[State, Tape, Cotangent]):
         if (step, tier) not in self._states or tier == GIVEN:
             raise ValueError(f"Drop({step}, tier={tier}): nothing to drop there")
         self._states.remove((step, tier))
+        if not getattr(self._stores[tier], "lends", True):
+            self._stores[tier].drop(step)
+            return
         self._leaving.add((step, tier))
         if self._loaded != (step, tier) or self._state is None:
             self._leave()
@@ -311,6 +314,8 @@ class _Counter:
 
 class _Slots:
     """A tier of integers that counts."""
+
+    lends = False
 
     def __init__(self) -> None:
         self.states: dict[int, int] = {}

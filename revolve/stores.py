@@ -10,7 +10,11 @@ State = TypeVar("State")
 
 
 class CheckpointStore(Protocol[State]):
-    """One tier of slots, addressed by step."""
+    """One tier of slots, addressed by step.
+
+    What ``load`` gives may share the slot's memory: a dropped slot is given back when neither the working state nor a
+    tape recorded from it is in use any more. A store whose loads are copies says ``lends = False`` and is told at once.
+    """
 
     def save(self, step: int, state: State) -> None:
         """Keep a state; what the caller does to it afterwards must not show."""
@@ -27,6 +31,8 @@ class CheckpointStore(Protocol[State]):
 
 class Memory(Generic[State]):
     """States in a dictionary, copied on the way in and out (``copy=lambda x: x`` for immutable states)."""
+
+    lends = False
 
     def __init__(self, copy: Callable[[State], State] = deepcopy) -> None:
         self._copy = copy

@@ -20,11 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that asks for ``device`` runs on the CPU, and on a GPU where there is one."""
+    """A test that asks for ``device`` runs on the CPU, and on a GPU where there is one or one is asked for."""
     if "device" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--device")
-        absent = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-        devices = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=(pytest.mark.cuda, absent))]
-        if wanted is not None:
-            devices = [devices[("cpu", "cuda").index(wanted)]]
-        metafunc.parametrize("device", devices, ids=str)
+        present = torch.cuda.is_available()
+        marks = (pytest.mark.cuda, pytest.mark.skipif(not present, reason="no CUDA device"))
+        cpu, cuda = pytest.param(torch.device("cpu"), id="cpu"), pytest.param(torch.device("cuda"), id="cuda", marks=marks)
+        everywhere = [cpu, cuda] if present else [cpu]
+        metafunc.parametrize("device", everywhere if wanted is None else [cuda if wanted == "cuda" else cpu])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from revolve import SCHEDULES, Action, Advance, DiskRevolve, HRevolve, Multistage, Online, Record, Save, Saved, Schedule
+from revolve import SCHEDULES, Action, Advance, Record, Save, Saved, Schedule
 
 VALUES: dict[str, tuple[Any, ...]] = {
     "slots": (1, 2, 3, 12),
@@ -22,11 +22,15 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "write": (4.0,),
     "read": (1.5,),
     "rereads": (False, True),
+    "state": (1,),
+    "tape": (1, 3),
+    "stages": (2,),
+    "last_is_solution": (False, True),
 }
 """What the tests try for each field of a schedule; a new field without a default needs a line here."""
 
 
-BY_TABLES = (Online, HRevolve, Multistage, DiskRevolve)
+BY_TABLES = tuple(SCHEDULES[name] for name in ("online", "hrevolve", "multistage", "disk", "mixed", "stages"))
 """Schedules that are priced step by step or by tables, and refuse a chain that is too long for that."""
 
 

@@ -22,6 +22,7 @@ ORDER = {
         "selected",
         "hierarchy",
         "disk",
+        "mixed",
         "catalogue",
         "stores",
         "run",

@@ -152,3 +152,12 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     for page in (ROOT / "docs").glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in index, page.name
+
+
+@pytest.mark.parametrize("package", ["revolve", "adjoint"])
+def test_how_it_works_says_what_each_file_is_for(package: str) -> None:
+    text = (ROOT / "docs" / "how_it_works.md").read_text()
+    (table,) = re.findall(rf"^\| {package} \| \|\n((?:\|.*\n)*)", text, re.MULTILINE)
+    described = set(re.findall(r"[\w/]+\.py", "".join(row.split("|")[1] for row in table.splitlines())))
+    files = {str(path.relative_to(ROOT / package)) for path in (ROOT / package).rglob("*.py")}
+    assert described == {name for name in files if not name.endswith("__init__.py")}

@@ -278,6 +278,29 @@ def test_a_slot_dropped_under_the_working_state_is_given_back_when_that_has_move
     assert not tiers[0].states and not tiers[1].states
 
 
+def test_a_dropped_slot_stays_while_a_tape_recorded_from_it_is_held() -> None:
+    stepper, state, cotangent = chain(3)
+    wanted = Run(StoreAll(), stepper)
+    wanted.forward(state, 3)
+    store = Slots()
+    first = (Save(0), Advance(0, 2), Record(2, 3))
+    second = (Reverse(2, 3), Load(0), Drop(0), Record(0, 1), Save(1), Record(1, 2), Reverse(1, 2), Drop(1))
+    run = Run(Scripted(first, (*second, Reverse(0, 1))), stepper, {0: store})
+    run.forward(state, 3)
+    assert np.array_equal(run.backward(cotangent), wanted.backward(cotangent))
+    assert not store.states
+
+
+def test_a_slot_that_is_still_on_its_way_out_is_given_back_when_a_run_is_cleared() -> None:
+    stepper, state, _ = chain(3)
+    store = Slots()
+    run = Run(Scripted((Save(0), Load(0), Drop(0), Record(0, 3))), stepper, {0: store})
+    run.forward(state, 3)
+    assert store.states
+    run.clear()
+    assert not store.states
+
+
 # -- unknown ends
 
 

@@ -23,7 +23,7 @@ from adjoint.tensors import State, Structure, added
 from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, SolveError, replayed
 
 Scalar = float | Tensor
-ROWS = 1024
+ROWS = 128
 """Stage times are made for this many steps at once."""
 
 
@@ -104,7 +104,8 @@ class ExplicitProgram:
         self._wide = torch.float32 if self._device.type == "mps" else torch.float64
         self._rows = [[(j, a) for j, a in enumerate(row) if a != 0] for row in tableau.a]
         self._weights = [(j, b) for j, b in enumerate(tableau.b) if b != 0]
-        self._first_row, self._table = -1, torch.empty(0)
+        self._first_row = -1
+        self._table: list[tuple[Tensor, ...]] = []
         self._known_slope: tuple[int, State, State] | None = None
 
     def sample(self) -> ExplicitProgram:
@@ -133,15 +134,11 @@ class ExplicitProgram:
     def rejected(self) -> int:
         return self.timeline.rejected if isinstance(self.timeline, AdaptiveTimeline) else 0
 
-    def step(self, function: Any, k: int, state: State, recording: bool) -> Step:
+    def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
         if k == self.timeline.steps:
             return self._explore(function, k, state, recording)
-        return self._frozen(function, k, state, recording)
-
-    def _frozen(self, function: Any, k: int, state: State, recording: bool) -> Step:
-        """Step k between times that will not change any more."""
         start, stop = self.timeline.ends(k)
-        attempt = _Attempt(self, function, state, k, start, stop, recording)
+        attempt = _Attempt(self, function, state, k, start, stop, recording, outputs)
         attempt.run()
         return attempt.finish()
 
@@ -156,7 +153,7 @@ class ExplicitProgram:
                 start, stop = timeline.propose()
             except SolveError as error:
                 raise SolveError(error.status, str(error) + worst, t=error.t, step=error.step) from None
-            attempt = _Attempt(self, function, state, k, start, stop, recording)
+            attempt = _Attempt(self, function, state, k, start, stop, recording, True)
             attempt.run(first)
             with torch.no_grad() if recording else nullcontext():
                 error = attempt.error()
@@ -172,7 +169,7 @@ class ExplicitProgram:
         f, args = function
         self.evaluations += 1
         value = self.structure.flatten(f(t, self.structure.unflatten(state), *args), "the value of f")
-        for x, y in zip(value, state, strict=True):
+        for x, y in zip(value, state):  # noqa: B905 (the structure has as many leaves)
             if x.shape != y.shape or x.dtype != y.dtype:
                 raise ValueError(
                     f"f returned shape {tuple(x.shape)} and {x.dtype} for a state of shape {tuple(y.shape)} "
@@ -186,11 +183,9 @@ class ExplicitProgram:
             first = k // ROWS * ROWS
             if first != self._first_row or k - first >= len(self._table):
                 ends = [self.timeline.ends(j) for j in range(first, min(first + ROWS, self.timeline.steps))]
-                self._first_row, self._table = first, self._make_table(ends)
-            row = self._table[k - first]
-        else:
-            row = self._make_table([(start, stop)])[0]
-        return row.unbind()
+                self._first_row, self._table = first, [row.unbind() for row in self._make_table(ends).unbind()]
+            return self._table[k - first]
+        return self._make_table([(start, stop)])[0].unbind()
 
     def time(self, t: float) -> Tensor:
         return torch.tensor(t, dtype=self._dtype, device=self._device)
@@ -230,7 +225,7 @@ class ExplicitProgram:
     def receive(self, k: int, cotangents: Sequence[Tensor | None]) -> None:
         (times,) = cotangents
         if times is not None:
-            inner = self.interpolated(*self.timeline.ends(k))
+            inner = self.interpolated(self.asked.inside(*self.timeline.ends(k)))
             self._of_ends = added(self._of_ends, k, times[:2])
             if inner:
                 self._of_asked = added(self._of_asked, inner.start, times[2:])
@@ -243,23 +238,31 @@ class ExplicitProgram:
             (asked,) = torch.autograd.grad(self.timeline.knots(t), t, self._of_ends)
         return ((asked + self._of_asked).to(self._dtype).to(self._t.device),)
 
-    def interpolated(self, start: float, stop: float) -> range:
-        """Indices of asked times inside a step whose values are interpolated."""
+    def interpolated(self, inside: range) -> range:
+        """Of the asked times inside a step, those whose values are interpolated."""
         if self.timeline.landing:
             return range(0)
-        inside = self.asked.inside(start, stop)
         return inside[:-1] if inside and inside[-1] == self.outputs - 1 else inside
 
 
 class _Attempt:
-    """One step being computed."""
+    """One step being computed; without ``outputs`` it looks at the asked times no more."""
 
     def __init__(
-        self, program: ExplicitProgram, function: Any, state: State, k: int, start: float, stop: float, recording: bool
+        self,
+        program: ExplicitProgram,
+        function: Any,
+        state: State,
+        k: int,
+        start: float,
+        stop: float,
+        recording: bool,
+        outputs: bool,
     ) -> None:
         self.program, self.function, self.state, self.k, self.recording = program, function, state, k, recording
         self.start, self.stop = start, stop
-        self.inner = program.interpolated(start, stop)
+        self.inside = program.asked.inside(start, stop) if outputs else range(0)
+        self.inner = program.interpolated(self.inside)
         self.leaf: Tensor | None = None
         self.h: Scalar = stop - start
         self.fractions: list[Scalar] = [(program.asked.t[j] - start) / (stop - start) for j in self.inner]
@@ -310,20 +313,19 @@ class _Attempt:
         outputs: tuple[tuple[int, State], ...] = ()
         if self.inner:
             outputs = tuple(zip(self.inner, self._interpolate(), strict=True))
-        inside = program.asked.inside(self.start, self.stop)
-        if len(inside) > len(self.inner):
-            outputs = (*outputs, (inside[-1], self.new))
-        complete = len(self.slopes) == program.tableau.stages
-        smooth = self.stop not in program.control.jumps
-        if complete and smooth and not self.recording and program.tableau.first_same_as_last:
-            program.remember(self.k + 1, self.new, self.slopes[-1])
+        if len(self.inside) > len(self.inner):
+            outputs = (*outputs, (self.inside[-1], self.new))
+        if len(self.slopes) == program.tableau.stages and not self.recording:
+            smooth = self.stop not in program.control.jumps
+            if smooth and program.tableau.first_same_as_last:
+                program.remember(self.k + 1, self.new, self.slopes[-1])
         leaf = (self.leaf,) if self.leaf is not None and self.recording and program.graph_times is None else ()
         return Step(self.new, outputs, leaf)
 
     def _stage(self, i: int) -> State:
-        row = self.program._rows[i]
-        at = self._moved(row) if row else self.state
-        return self.program.slope(self.function, self.times[i], at)
+        program = self.program
+        row = program._rows[i]
+        return program.slope(self.function, self.times[i], self._moved(row) if row else self.state)
 
     def _complete(self) -> None:
         """The stages beyond those that the new state needs; the last one is f there, if the method is so made."""
@@ -352,25 +354,30 @@ class _Attempt:
 
     def _moved(self, terms: Sequence[tuple[int, Scalar]]) -> State:
         """y + h sum_i w_i k_i."""
-        h = self.h
+        h, state = self.h, self.state
         if isinstance(h, Tensor):
-            return tuple(y + h * x for y, x in zip(self.state, self._sum(terms), strict=True))
+            return tuple([y + h * x for y, x in zip(state, self._sum(terms), strict=True)])
         if len(terms) == 1 and isinstance(terms[0][1], float):
             ((i, weight),) = terms
-            return tuple(torch.add(y, x, alpha=h * weight) for y, x in zip(self.state, self.slopes[i], strict=True))
-        return tuple(torch.add(y, x, alpha=h) for y, x in zip(self.state, self._sum(terms), strict=True))
+            h, increments = h * weight, self.slopes[i]
+        else:
+            increments = self._sum(terms)
+        if len(state) == 1:
+            return (torch.add(state[0], increments[0], alpha=h),)
+        return tuple([torch.add(y, x, alpha=h) for y, x in zip(state, increments, strict=True)])
 
     def _sum(self, terms: Sequence[tuple[int, Scalar]]) -> State:
-        return tuple(self._leaf_sum(leaf, terms) for leaf in range(len(self.state)))
+        return tuple([self._leaf_sum(leaf, terms) for leaf in range(len(self.state))])
 
     def _leaf_sum(self, leaf: int, terms: Sequence[tuple[int, Scalar]]) -> Tensor:
+        slopes = self.slopes
         i, weight = terms[0]
-        total = self.slopes[i][leaf] * weight
+        total = slopes[i][leaf] * weight
         for i, weight in terms[1:]:
-            if isinstance(weight, Tensor):
-                total = total + self.slopes[i][leaf] * weight
+            if isinstance(weight, float):
+                total = torch.add(total, slopes[i][leaf], alpha=weight)
             else:
-                total = torch.add(total, self.slopes[i][leaf], alpha=weight)
+                total = total + slopes[i][leaf] * weight
         return total
 
 

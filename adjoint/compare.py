@@ -1,0 +1,229 @@
+"""How wrong is a gradient, and what does it cost? Discrete and continuous adjoints at equal tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchdiffeq import odeint, odeint_adjoint
+
+from adjoint.measure import Differentiated, Recipe, Scales, differentiate, finite, how_weighed, norm, quickest
+from adjoint.problems import Case
+from adjoint.solve import Solution, solve
+
+TIGHTEST = 1e-12
+"""The tolerance of both reference gradients."""
+THOUSANDFOLD = 1000.0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A solution without statistics of its own, and the calls of f (so far: the reverse sweep adds to them)."""
+
+    ys: Tensor
+    calls: list[int]
+
+
+def by_adjoint(case: Case, method: str, tolerance: float, gradient: str, slots: int | str | None = None) -> Solution:
+    return solve(
+        case.f,
+        case.y0,
+        case.t,
+        args=case.args,
+        method=method,
+        rtol=tolerance,
+        atol=tolerance,
+        slots=slots,
+        gradient=gradient,
+    )
+
+
+def by_torchdiffeq(case: Case, method: str, tolerance: float, adjoint: bool, **options: Any) -> Counted:
+    calls = [0]
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        calls[0] += 1
+        return case.f(t, y, *case.args)
+
+    more: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "method": method, "options": options}
+    ys = odeint_adjoint(f, case.y0, case.t, adjoint_params=case.args, **more) if adjoint else odeint(
+        f, case.y0, case.t, **more
+    )
+    return Counted(ys, calls)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to a gradient at a tolerance."""
+
+    name: str
+    solved: Callable[[Case, str, float], Any]
+    peer: bool = False
+    """Whether it is torchdiffeq's, which has fewer methods."""
+    continuous: bool = False
+
+    def at(self, method: str, tolerance: float) -> Work:
+        return Work(self, "dopri5" if self.peer else method, tolerance)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A gradient by one way at one tolerance, as a value that another process can be asked for."""
+
+    way: Way
+    method: str
+    tolerance: float
+
+    def __call__(self, case: Case) -> Differentiated:
+        return differentiate(partial(self.way.solved, method=self.method, tolerance=self.tolerance), case)
+
+
+def ways(slots: int) -> list[Way]:
+    """Every way that is compared; the discrete adjoint twice, with the same bits."""
+    return [
+        Way("discrete", partial(by_adjoint, gradient="discrete", slots="all")),
+        Way(f"discrete, {slots} slots", partial(by_adjoint, gradient="discrete", slots=slots)),
+        Way("backsolve", partial(by_adjoint, gradient="backsolve"), continuous=True),
+        Way("torchdiffeq adjoint", partial(by_torchdiffeq, adjoint=True), peer=True, continuous=True),
+        Way("torchdiffeq backprop", partial(by_torchdiffeq, adjoint=False), peer=True),
+    ]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A gradient at a much tighter tolerance, from two computations that share no code, and how far they agree."""
+
+    gradient: dict[str, Tensor]
+    agreement: float
+    """The norm of their difference over that of the gradient."""
+
+
+def reference(recipe: Recipe) -> Reference:
+    """tsit5 with the discrete adjoint, against torchdiffeq's dopri8 with backpropagation, both in double precision."""
+    case = replace(recipe, dtype=torch.float64).case()
+    own = differentiate(partial(by_adjoint, method="tsit5", tolerance=TIGHTEST, gradient="discrete"), case).gradient
+    landing = partial(by_torchdiffeq, method="dopri8", tolerance=TIGHTEST, adjoint=False, step_t=case.t[1:])
+    other = differentiate(landing, case).gradient
+    return Reference(own, error(other, own))
+
+
+def error(gradient: dict[str, Tensor], true: dict[str, Tensor]) -> float:
+    """The norm of the difference over that of the true gradient, all inputs together."""
+    difference = [gradient[name].double() - true[name].double() for name in true]
+    return norm(difference) / norm(true.values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One gradient: how wrong, how slow, how large."""
+
+    way: str
+    continuous: bool
+    tolerance: float
+    error: float
+    """Infinite if there is no gradient."""
+    seconds: float
+    bytes: int | None
+    evaluations: int | None
+    failure: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "way": self.way,
+            "tolerance": self.tolerance,
+            "error": finite(self.error),
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "evaluations": self.evaluations,
+            "failure": self.failure or None,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, tolerance by tolerance, and what they were measured against."""
+
+    recipe: Recipe
+    method: str
+    agreement: float
+    weighed: str
+    rows: tuple[Row, ...]
+
+    @property
+    def tolerances(self) -> list[float]:
+        return list(dict.fromkeys(row.tolerance for row in self.rows))
+
+    @property
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(row.way for row in self.rows))
+
+    def of(self, way: str) -> list[Row]:
+        return [row for row in self.rows if row.way == way]
+
+    @property
+    def least_ratio(self) -> float:
+        """By how many times backsolve is more wrong than the discrete adjoint, at the tolerance where it is least."""
+        pairs = zip(self.of("backsolve"), self.of("discrete"), strict=True)
+        return min(continuous.error / discrete.error for continuous, discrete in pairs)
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong with this comparison, in a sentence; empty if nothing is."""
+        if self.agreement > min(self.tolerances):
+            return (
+                f"the two reference gradients of {self.recipe.problem} agree to {self.agreement:.1e} only, "
+                f"which is no better than the tolerance {min(self.tolerances):.0e}"
+            )
+        if self.recipe.named.dissipative and not self.least_ratio > THOUSANDFOLD:
+            return (
+                f"{self.recipe.problem} is dissipative, but backsolve's error is only {self.least_ratio:.3g} times "
+                f"the discrete one's at equal tolerance, not a thousand times"
+            )
+        return ""
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "problem": self.recipe.problem,
+            "method": self.method,
+            "reference_agreement": self.agreement,
+            "memory": self.weighed,
+            "least_ratio": finite(self.least_ratio),
+            "rows": [row.facts() for row in self.rows],
+        }
+
+
+def compare(
+    recipe: Recipe,
+    tolerances: Sequence[float],
+    scales: Scales,
+    *,
+    method: str = "dopri5",
+    slots: int = 8,
+    tick: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Every way at every tolerance; ``tick`` is called after the reference and after each gradient."""
+    true = reference(recipe)
+    tick()
+    rows = []
+    for tolerance in tolerances:
+        for way in ways(slots):
+            rows.append(_row(way, way.at(method, tolerance), recipe, true, scales))
+            tick()
+    return Comparison(recipe, method, true.agreement, how_weighed(recipe.case()), tuple(rows))
+
+
+def _row(way: Way, work: Work, recipe: Recipe, true: Reference, scales: Scales) -> Row:
+    case = recipe.case()
+    try:
+        result = quickest(lambda: work(case))
+        weight = scales.peak(work, recipe)
+    except (RuntimeError, AssertionError) as failure:  # torchdiffeq asserts where this library raises SolveError
+        return Row(way.name, way.continuous, work.tolerance, float("inf"), float("nan"), None, None, str(failure))
+    solution = result.solution
+    calls = solution.stats.evaluations if isinstance(solution, Solution) else solution.calls[0]
+    wrong = error(result.gradient, true.gradient)
+    return Row(way.name, way.continuous, work.tolerance, wrong, result.seconds, weight, calls)

@@ -1,0 +1,106 @@
+"""Optimal control: the van der Pol oscillator brought to rest at the least price.
+
+    x' = (1 - y^2) x - y + u,      y' = x,      minimise the integral of x^2 + y^2 + u^2 over 0 <= t <= 10,
+
+with -0.3 <= u <= 1, from x = 0, y = 1. The control is linear between 101 values, which scipy's L-BFGS-B chooses within the
+bounds; the discrete adjoint gives it all 101 derivatives in one reverse sweep, the price being one more state of the
+solve. What comes out is held against Pontryagin's principle: at the optimum u = -lambda_x / 2, cut off at the bounds, where
+the costates lambda solve a boundary value problem (by scipy's solve_bvp).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import scipy.integrate
+import torch
+from _fitting import minimise
+from _workbench import BLUE, GREEN, GREY, ORANGE, Recovered, Results, command_line, confirm, save, tidy
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import adjoint
+
+END, PIECES = 10.0, 100
+LOWEST, HIGHEST = -0.3, 1.0
+T = torch.linspace(0, END, PIECES + 1, dtype=torch.float64)
+
+
+def oscillate(control: Tensor) -> Tensor:
+    """x, y and the price so far at the times T, (times, 3)."""
+
+    def change(t: Tensor, state: Tensor) -> Tensor:
+        x, y, _ = state
+        piece = (t * (PIECES / END)).long().clamp(max=PIECES - 1)
+        share = t * (PIECES / END) - piece
+        u = control[piece] * (1 - share) + control[piece + 1] * share
+        return torch.stack(((1 - y * y) * x - y + u, x, x * x + y * y + u * u))
+
+    return adjoint.solve(change, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), T, method="rk4").ys
+
+
+def by_pontryagin() -> tuple[np.ndarray, float]:
+    """The optimal control at the times T, and its price."""
+
+    def control(costate: np.ndarray) -> np.ndarray:
+        return np.clip(-costate / 2, LOWEST, HIGHEST)
+
+    def change(t: np.ndarray, z: np.ndarray) -> np.ndarray:
+        x, y, a, b, _ = z
+        u = control(a)
+        price = x * x + y * y + u * u
+        return np.stack(((1 - y * y) * x - y + u, x, -2 * x - a * (1 - y * y) - b, -2 * y + a * (2 * x * y + 1), price))
+
+    def ends(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+        return np.array([first[0], first[1] - 1, last[2], last[3], first[4]])
+
+    t = T.numpy()
+    run = scipy.integrate.solve_bvp(change, ends, t, np.zeros((5, len(t))), tol=1e-6, max_nodes=20_000)
+    assert run.success, run.message
+    return control(run.sol(t)[2]), float(run.y[4, -1])
+
+
+def main(out: Path | str | None = None, quick: bool = False) -> Results:
+    nothing = torch.zeros(PIECES + 1, dtype=torch.float64)
+    bounds = [(LOWEST, HIGHEST)] * (PIECES + 1)
+    fit = minimise(lambda u: oscillate(u)[-1, 2], nothing, iterations=40 if quick else 100, bounds=bounds)
+    print(fit.nfev, fit.nit, fit.message)
+    control = torch.tensor(fit.x)
+    expected, price = by_pontryagin()
+    off = float(np.abs(fit.x - expected).max())
+    results = {
+        "price": Recovered(fit.fun, price, 1e-3 * price),
+        "control, largest difference from Pontryagin's": Recovered(off, 0, 0.03),
+        "values of u at the lower bound": Recovered(int((fit.x == LOWEST).sum()), int((expected == LOWEST).sum()), 2),
+    }
+    save(picture(control, torch.tensor(expected), oscillate(control), oscillate(nothing)), out, "optimal_control")
+    print(results)
+    return confirm(results)
+
+
+def picture(control: Tensor, expected: Tensor, run: Tensor, free: Tensor) -> Figure:
+    figure = Figure(figsize=(13.5, 4.4), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.15, 1.15, 1])
+    left.axhspan(LOWEST, HIGHEST, color="0.5", alpha=0.1, linewidth=0, label="allowed")
+    left.plot(T, expected, color=ORANGE, alpha=0.4, linewidth=5, label="Pontryagin")
+    left.plot(T, control, color=BLUE, linewidth=1.2, label="L-BFGS-B with the adjoint")
+    left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.93))
+    tidy(left, "The control", "time", "u")
+    for k, (name, color) in enumerate((("x", BLUE), ("y", GREEN))):
+        middle.plot(T, free[:, k], ":", color=color, linewidth=1, label=f"{name}, left alone")
+        middle.plot(T, run[:, k], color=color, label=f"{name}, controlled")
+    middle.set_ylim(-3, 4.4)
+    middle.legend(frameon=False, ncols=2, loc="upper center")
+    tidy(middle, "The motion", "time", "x, y")
+    right.plot(free[:, 1], free[:, 0], ":", color=GREY, label=f"left alone: price {float(free[-1, 2]):.1f}")
+    right.plot(run[:, 1], run[:, 0], color=BLUE, label=f"controlled: price {float(run[-1, 2]):.2f}")
+    right.plot(1, 0, "o", color="black", label="start")
+    right.set_ylim(-3, 4.4)
+    right.legend(frameon=False, loc="upper left")
+    tidy(right, "Phase plane", "y", "x")
+    return figure
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,418 @@
+"""Chains whose steps differ, in cost and in the sizes of states and tapes, under a budget in bytes.
+
+With f_i the cost of step i, a_i the size of x_i, t_i that of its tape, and m the memory that is free, the steps i .. j
+are reversed from x_i as the working state at the least cost of all runs
+
+    B(i, j, m) = min( C(i, j, m - a_i), T(i, j, m) )                                     keep x_i, or do not
+    C(i, j, m) = min( min_k  f_i + .. + f_{k-1} + B(k, j, m) + C(i, k-1, m), T(i, j, m + a_i) )       x_i is kept
+    T(i, j, m) = f_i + B(i+1, j, m - t_i)                                                keep the tape of step i
+    B(i, i, m) = C(i, i, m - a_i) = f_i.
+
+Each line has its peak test: a run needs ``running`` bytes besides what is kept, a step that is recorded and reversed
+``recording``. What is kept stays until the part above it is reversed ("persistent"): exact for equal sizes, but not
+always where sizes differ. Costs (1, 5, 20, 20, 1, 5), states (3, 1, 5, 8, 1, 5), budget 8: 74 plain against 73, which
+``exact=True`` finds by a search.
+
+Source: Beaumont, Eyraud-Dubois, Herrmann, Joly & Shilova (2019), arXiv:1911.13214 (rotor); there x_i stays while the
+tape of step i is held.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from itertools import takewhile
+from math import gcd
+from typing import NamedTuple
+
+import numpy as np
+
+from revolve import binomial
+from revolve.actions import (
+    GIVEN,
+    Action,
+    Advance,
+    Drop,
+    Load,
+    Record,
+    Report,
+    Reverse,
+    Save,
+    Saved,
+    both_sweeps,
+    encode,
+    tally,
+)
+from revolve.hierarchy import with_given
+from revolve.schedules import Nested, Segment, close_gaps, regenerate, walk
+
+LONGEST_SEARCH = 10
+SMALL = 20_000_000
+"""Tables of up to so many numbers are in double precision; larger ones in single, where ties may break otherwise."""
+
+
+@dataclass(frozen=True)
+class Differing:
+    """The least cost of all runs under a budget for kept states (x_0 among them), kept tapes and what a run needs.
+
+    ``costs``, ``states``, ``tapes``: one number a step; x_n is never kept. ``tapes=None``: no tape is kept. ``running``
+    and ``recording``: bytes needed besides what is kept while a step runs plainly, and while it is recorded and
+    reversed; nothing by default. Sizes are rounded up to ``units`` parts of the budget, unless they share a unit that
+    large. ``exact``: search every sequence of moves, for chains of at most 10 steps.
+    """
+
+    costs: tuple[float, ...]
+    states: tuple[int, ...]
+    budget: int
+    tapes: tuple[int, ...] | None = None
+    running: tuple[int, ...] | None = None
+    recording: tuple[int, ...] | None = None
+    units: int = 500
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "costs", tuple(map(float, self.costs)))
+        object.__setattr__(self, "budget", binomial.whole("budget", self.budget))
+        object.__setattr__(self, "units", binomial.whole("units", self.units, least=1))
+        if not self.costs or not all(cost >= 0 for cost in self.costs):
+            raise ValueError(f"costs={self.costs} are no costs of steps; give a number of at least 0 for each step")
+        for name in ("states", "tapes", "running", "recording"):
+            sizes = getattr(self, name)
+            if sizes is None:
+                continue
+            if len(sizes) != len(self.costs):
+                raise ValueError(f"{name} has {len(sizes)} sizes for {len(self.costs)} steps; give one for each step")
+            object.__setattr__(self, name, tuple(binomial.whole(name, size) for size in sizes))
+
+    def forward(self, steps: int | None) -> Iterator[Action]:
+        if steps is None:
+            raise ValueError("Differing plans steps that it knows; give steps, or use Online(slots)")
+        steps = self._checked(steps)
+        self.cost(steps)
+        if self.exact:
+            actions: Iterator[Action] = iter(_search(self, steps))
+        else:
+            actions = walk((_Part(_tables(self), 0, steps, _sizes(self).budget, None),))
+        return takewhile(lambda action: not isinstance(action, Reverse), actions)
+
+    def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
+        given = (0, GIVEN) in saved.states
+        if self.exact and steps <= len(self.costs):
+            found = _search(self, steps)
+            left, rest = _after_forward(found)
+            if given and (0, 0) in left.states:
+                left = left._replace(states=left.states - {(0, 0)} | {(0, GIVEN)})
+            if left.states == saved.states and left.tapes == saved.tapes:
+                return with_given(rest) if given else iter(rest)
+        return self._backward(steps, saved)
+
+    def _backward(self, steps: int, saved: Saved) -> Iterator[Action]:
+        sizes, tables = _sizes(self), _tables(self)
+        needed = saved.states - {(begin, GIVEN) for begin, _ in saved.tapes}  # x_0 counts until its step is on tape
+
+        def reverse(segment: Segment) -> Iterator[Action | Nested]:
+            start, stop, tier, _ = segment
+            below = sum(sizes.states[step] for step, _ in needed if step < start)
+            below += sum(sum(sizes.tapes[begin : min(end, start)]) for begin, end in saved.tapes if begin < start)
+            room = sizes.budget - below - sizes.states[start]
+            if room >= 0 and np.isfinite(tables.kept[start][stop - 1 - start, room]):
+                yield _Part(tables, start, stop, room, tier)
+            else:
+                yield from regenerate(segment)
+                if tier != GIVEN:
+                    yield Drop(start, tier)
+
+        return walk(close_gaps(steps, saved, reverse, drops=True))
+
+    def _checked(self, steps: int) -> int:
+        steps = binomial.whole("steps", steps, least=1)
+        if steps > len(self.costs):
+            raise ValueError(f"steps={steps} is too long for a chain of {len(self.costs)}; give at most that many")
+        if self.exact and steps > LONGEST_SEARCH:
+            raise ValueError(f"steps={steps} is too long for a search; give at most {LONGEST_SEARCH}, or exact=False")
+        return steps
+
+    def cost(self, steps: int) -> float:
+        """The cost of all runs, plain and recorded; raises with the smallest budget that works."""
+        steps = self._checked(steps)
+        if self.exact:
+            return weigh(_search(self, steps), self.costs, self.states)[0]
+        least = float(_tables(self).open[steps - 1][0, _sizes(self).budget])
+        if not np.isfinite(least):
+            raise ValueError(
+                f"budget={self.budget} cannot reverse these {steps} steps; give at least {self.smallest(steps)}"
+            )
+        return least
+
+    def smallest(self, steps: int) -> int:
+        """The least budget that works, in the units that it is counted in."""
+        steps = self._checked(steps)
+        budget, least = 0, _least_memory(self, steps)
+        while least > budget:
+            budget = least
+            chain = replace(self, budget=budget)
+            unit = _unit(chain)
+            least = _least_memory(_in_units(chain, unit), steps) * unit
+        return budget
+
+    def price(self, steps: int) -> Report:
+        steps = self._checked(steps)
+        return tally(encode(both_sweeps(self, steps)), steps)
+
+
+def weigh(
+    actions: Iterator[Action] | Sequence[Action],
+    costs: Sequence[float],
+    states: Sequence[int],
+    tapes: Sequence[int] | None = None,
+    running: Sequence[int] | None = None,
+    recording: Sequence[int] | None = None,
+) -> tuple[float, int]:
+    """The cost of all runs of a whole plan, and the peak of its kept states and tapes and what its runs need."""
+    zeros = (0,) * len(costs)
+    tapes, running, recording = tapes or zeros, running or zeros, recording or zeros
+    total, kept, peak, actions = 0.0, 0, 0, list(actions)
+    at_once: set[int] = set()
+    for action, following in zip(actions, [*actions[1:], None], strict=True):
+        now = 0
+        match action:
+            case Advance(start, stop):
+                total += sum(costs[start:stop])
+                now = max(running[start:stop])
+            case Record(start, stop):
+                total += sum(costs[start:stop])
+                if following == Reverse(start, stop):
+                    at_once.add(start)
+                    now = max(recording[start:stop])
+                else:
+                    now = max(running[start:stop])
+                    peak = max(peak, kept + now)
+                    now = 0
+                    kept += sum(tapes[start:stop])
+            case Reverse(start, stop) if start not in at_once:
+                peak = max(peak, kept)
+                kept -= sum(tapes[start:stop])
+                now = max(recording[start:stop])
+            case Save(step):
+                kept += states[step]
+            case Drop(step):
+                kept -= states[step]
+        peak = max(peak, kept + now)
+    return total, peak
+
+
+class _Sizes(NamedTuple):
+    """All sizes in units of memory."""
+
+    budget: int
+    states: tuple[int, ...]
+    tapes: tuple[int, ...]
+    running: tuple[int, ...]
+    recording: tuple[int, ...]
+
+
+@lru_cache(maxsize=8)
+def _sizes(chain: Differing) -> _Sizes:
+    return _in_units(chain, _unit(chain))
+
+
+def _unit(chain: Differing) -> int:
+    """The largest unit that all sizes share; if the budget has too many of those, one that it has few enough of."""
+    sizes = (chain.states, chain.tapes or (), chain.running or (), chain.recording or ())
+    unit = reduce(gcd, (size for column in sizes for size in column), 0) or max(1, chain.budget)
+    return unit if chain.budget // unit <= chain.units else -(-chain.budget // chain.units)
+
+
+def _in_units(chain: Differing, unit: int) -> _Sizes:
+    zeros, never = (0,) * len(chain.costs), (chain.budget + unit,) * len(chain.costs)
+    columns = (chain.states, chain.tapes or never, chain.running or zeros, chain.recording or zeros)
+    return _Sizes(chain.budget // unit, *(tuple(-(-size // unit) for size in sizes) for sizes in columns))
+
+
+def _least_memory(chain: Differing | _Sizes, steps: int) -> int:
+    """The recursions of B and C for the peak instead of the cost."""
+    zeros = (0,) * steps
+    running, recording = chain.running or zeros, chain.recording or zeros
+    never = np.iinfo(np.int64).max // 4
+    open_, kept = np.zeros((2, steps, steps), dtype=np.int64)
+    for i in reversed(range(steps)):
+        own, busy = chain.states[i], np.maximum.accumulate(running[i:steps])
+        tape = chain.tapes[i] if chain.tapes else never
+        open_[i, i], kept[i, i] = recording[i], max(0, recording[i] - own)
+        for j in range(i + 1, steps):
+            above = np.maximum(open_[i + 1 : j + 1, j], np.maximum(kept[i, i:j], busy[: j - i]))
+            taped = max(recording[i], running[i], tape + int(open_[i + 1, j]))
+            kept[i, j] = min(int(above.min()), max(0, taped - own))
+            open_[i, j] = min(own + int(kept[i, j]), taped)
+    return int(open_[0, steps - 1])
+
+
+class _Part(NamedTuple):
+    """The steps start .. stop-1, to be reversed from the working state in ``room`` units besides x_start's own.
+
+    ``tier``: where x_start is kept, to be dropped here; None if it is not kept, and the room is all there is.
+    """
+
+    tables: _Tables
+    start: int
+    stop: int
+    room: int
+    tier: int | None
+
+    def parts(self) -> tuple[Action | Nested, ...]:
+        tables, start, stop, room, tier = self
+        drop = (Drop(start, tier),) if tier is not None and tier != GIVEN else ()
+        if stop - start == 1:
+            return *drop, Record(start, stop), Reverse(start, stop)
+        all_room = room + (0 if tier is None else tables.sizes.states[start])
+        if tier is None:
+            own = tables.sizes.states[start]
+            kept = tables.kept[start][stop - 1 - start, room - own] if room >= own else np.inf
+            if tables.taped(start, stop - 1, room) > kept:
+                return Save(start), _Part(tables, start, stop, room - own, 0)
+        else:
+            middle = tables.split(start, stop - 1, room)
+            if middle:
+                upper, lower = _Part(tables, middle, stop, room, None), _Part(tables, start, middle, room, tier)
+                return Advance(start, middle), upper, Load(start, tier), lower
+        upper = _Part(tables, start + 1, stop, all_room - tables.sizes.tapes[start], None)
+        return *drop, Record(start, start + 1), upper, Reverse(start, start + 1)
+
+
+class _Tables:
+    """B as open[j][i, m] and C as kept[i][j-i, m]."""
+
+    def __init__(self, costs: Sequence[float], sizes: _Sizes) -> None:
+        steps, width = len(costs), sizes.budget + 1
+        kind = np.float64 if steps * steps * width <= SMALL else np.float32
+        self.costs, self.sizes, self.width = np.array(costs), sizes, width
+        self.below = np.concatenate([[0.0], np.cumsum(costs)])
+        self.open = [np.full((j + 1, width), np.inf, dtype=kind) for j in range(steps)]
+        self.kept = [np.full((steps - i, width), np.inf, dtype=kind) for i in range(steps)]
+        self._sums = np.empty((max(1, 8192 // width), width), dtype=kind)
+        for i in reversed(range(steps)):
+            self._row(i)
+
+    def _row(self, i: int) -> None:
+        """B(i, j, .) and C(i, j, .) for every j."""
+        steps, own, kept = len(self.costs), self.sizes.states[i], self.kept[i]
+        lower = np.full_like(kept, np.inf)  # f_i + .. + f_{k-1} + C(i, k-1, m), by k - i - 1
+        running = np.maximum.accumulate(self.sizes.running[i:]).tolist()
+        rest = (self.below[i + 1 :] - self.below[i]).tolist()
+        recording, left = self.sizes.recording[i], self.width - own
+        kept[0, max(0, recording - own) :] = self.costs[i]
+        self.open[i][i, recording:] = self.costs[i]
+        for j in range(i, steps):
+            here = kept[j - i]
+            if j > i:
+                self._least_pair(lower[: j - i], self.open[j][i + 1 : j + 1], here)
+                taped = self._taped(i, j, self.open[j][i])
+                if left > 0:
+                    np.minimum(here[:left], taped[own:], out=here[:left])
+                    np.minimum(taped[own:], here[:left], out=taped[own:])
+            np.add(here[running[j - i] :], rest[j - i], out=lower[j - i, running[j - i] :])
+
+    def _least_pair(self, first: np.ndarray, second: np.ndarray, out: np.ndarray) -> None:
+        """The least sum in each column; a few rows at a time, so that they stay in the cache."""
+        height = len(self._sums)
+        for low in range(0, len(first), height):
+            high = min(len(first), low + height)
+            sums = np.add(first[low:high], second[low:high], out=self._sums[: high - low])
+            np.minimum(out, sums.min(axis=0), out=out)
+
+    def _taped(self, i: int, j: int, out: np.ndarray) -> np.ndarray:
+        """T(i, j, .)"""
+        tape = self.sizes.tapes[i]
+        first = max(self.sizes.recording[i], self.sizes.running[i], tape)
+        if first < self.width:
+            np.add(self.open[j][i + 1, first - tape : self.width - tape], self.costs[i], out=out[first:])
+        return out
+
+    def taped(self, i: int, j: int, room: int) -> float:
+        return float(self._taped(i, j, np.full(self.width, np.inf))[room])
+
+    def split(self, i: int, j: int, room: int) -> int:
+        """The k up to which to run before the next state may be kept; 0: keep the tape of step i."""
+        k = np.arange(i + 1, j + 1)
+        costs = self.below[k] - self.below[i] + self.kept[i][: j - i, room] + self.open[j][i + 1 : j + 1, room]
+        costs[np.maximum.accumulate(self.sizes.running[i:j]) > room] = np.inf
+        best = int(costs.argmin())
+        taped = self.taped(i, j, min(room + self.sizes.states[i], self.width - 1))
+        return 0 if taped < costs[best] else i + 1 + best
+
+
+@lru_cache(maxsize=4)
+def _tables(chain: Differing) -> _Tables:
+    return _Tables(chain.costs, _sizes(chain))
+
+
+Machine = tuple[int, frozenset[int], frozenset[int], int]
+"""The step to be reversed next, the kept states, the kept tapes, the working state."""
+
+
+@lru_cache(maxsize=8)
+def _search(chain: Differing, steps: int) -> tuple[Action, ...]:
+    """The cheapest plan over every legal sequence of moves (Dijkstra's search)."""
+    start: Machine = (steps, frozenset(), frozenset(), 0)
+    best = {start: 0.0}
+    came: dict[Machine, tuple[Machine, tuple[Action, ...]]] = {}
+    queue: list[tuple[float, int, Machine]] = [(0.0, 0, start)]
+    pushed = 0
+    while queue:
+        spent, _, machine = heapq.heappop(queue)
+        if machine[0] == 0:
+            return _path(came, machine)
+        if spent > best[machine]:
+            continue
+        for cost, reached, actions in _moves(chain, machine):
+            if spent + cost < best.get(reached, np.inf):
+                best[reached] = spent + cost
+                came[reached] = machine, actions
+                pushed += 1
+                heapq.heappush(queue, (spent + cost, pushed, reached))
+    raise ValueError(f"budget={chain.budget} cannot reverse these {steps} steps; give at least {chain.smallest(steps)}")
+
+
+def _path(came: dict[Machine, tuple[Machine, tuple[Action, ...]]], machine: Machine) -> tuple[Action, ...]:
+    pieces: list[tuple[Action, ...]] = [tuple(map(Drop, sorted(machine[1])))]
+    while machine in came:
+        machine, actions = came[machine]
+        pieces.append(actions)
+    return tuple(action for piece in reversed(pieces) for action in piece)
+
+
+def _moves(chain: Differing, machine: Machine) -> Iterator[tuple[float, Machine, tuple[Action, ...]]]:
+    """Every legal move: its cost, the machine after it, and its actions."""
+    stop, kept, taped, at = machine
+    zeros = (0,) * len(chain.costs)
+    running, recording = chain.running or zeros, chain.recording or zeros
+    tapes = chain.tapes or (chain.budget + 1,) * len(chain.costs)
+    free = chain.budget - sum(chain.states[step] for step in kept) - sum(tapes[step] for step in taped)
+    for step in kept:
+        yield 0.0, (stop, kept - {step}, taped, at), (Drop(step),)
+        if step < stop:
+            yield 0.0, (stop, kept, taped, step), (Load(step),)
+    if stop - 1 in taped and recording[stop - 1] - tapes[stop - 1] <= free:
+        yield 0.0, (stop - 1, kept, taped - {stop - 1}, -1), (Reverse(stop - 1, stop),)
+    if not 0 <= at < stop:
+        return
+    if at not in kept and chain.states[at] <= free:
+        yield 0.0, (stop, kept | {at}, taped, at), (Save(at),)
+    cost = chain.costs[at]
+    if at == stop - 1:
+        if recording[at] <= free:
+            yield cost, (stop - 1, kept, taped, -1), (Record(at, stop), Reverse(at, stop))
+    elif running[at] <= free:
+        yield cost, (stop, kept, taped, at + 1), (Advance(at, at + 1),)
+        if at not in taped and tapes[at] <= free:
+            yield cost, (stop, kept, taped | {at}, at + 1), (Record(at, at + 1),)
+
+
+def _after_forward(actions: Sequence[Action]) -> tuple[Saved, list[Action]]:
+    """What the first sweep of a whole plan leaves, and the rest of it."""
+    first = list(takewhile(lambda action: not isinstance(action, Reverse), actions))
+    states = {a.step for a in first if isinstance(a, Save)} - {a.step for a in first if isinstance(a, Drop)}
+    tapes = tuple(sorted((a.start, a.stop) for a in first if isinstance(a, Record)))
+    return Saved(frozenset((step, 0) for step in states), tapes), list(actions[len(first) :])
