@@ -2,6 +2,7 @@
 
 from adjoint import check
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete
+from adjoint.odeint import odeint, odeint_adjoint
 from adjoint.problem import Stats
 from adjoint.scan import scan
 from adjoint.solve import Solution, solve
@@ -24,6 +25,8 @@ __all__ = [
     "UntrackedTensorError",
     "check",
     "frozen_steps",
+    "odeint",
+    "odeint_adjoint",
     "scan",
     "solve",
 ]

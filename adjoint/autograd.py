@@ -39,14 +39,20 @@ class Program(Protocol):
     label: str
     evaluations: int
     """Calls of the caller's function so far."""
-    rejected: int
-    """Steps tried and not accepted."""
     initial: int | None
     """The index at which x_0 itself is an output, if it is one."""
     outputs: int
     """How many output indices there are."""
-    inputs: tuple[Tensor, ...]
-    """The caller's tensors (times, inputs of a recurrence) of which each step uses a part."""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The caller's tensors (times, inputs of a recurrence) of which each step uses a part."""
+        ...
+
+    @property
+    def rejected(self) -> int:
+        """Steps tried and not accepted."""
+        ...
 
     def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
         """Step k. ``function`` is the caller's, rebound; with ``recording`` its graph is kept.
@@ -58,6 +64,10 @@ class Program(Protocol):
     @property
     def done(self) -> bool:
         """Whether the end has been reached; asked only when the number of steps is unknown."""
+        ...
+
+    def begin(self, function: Any, state: State) -> None:
+        """Look at the caller's function once, with the caller's first state, before any step is taken."""
         ...
 
     def sample(self) -> Program:

@@ -41,6 +41,7 @@ class Backsolve:
         stepper = AutogradStepper(program, captured)
         stepper.tick = problem.tick
         state = tuple(x.detach().contiguous() for x in problem.state)
+        program.begin(problem.function, problem.state)
         final, failure = run_plainly(stepper, state, problem.steps)
         outputs = stepper.outputs.buffers
         everything = (*problem.state, *program.inputs, *captured.tensors)
@@ -102,10 +103,11 @@ class _Backwards:
         """The augmented state (y, lam, mu) from one asked time back to the one before."""
         structure, together = Structure.of((*state, *lam, *mu), "the augmented state")
         t = torch.tensor([start, stop], dtype=self.program.time(0.0).dtype)
-        control = replace(self.program.control, tolerance=self.tolerance)
+        control = replace(self.program.control, tolerance=self.tolerance, grid=None, callbacks={})
         function = (self._slopes, ())
         with torch.no_grad():
-            augmented = explicit_program(self.program.tableau, function, t, structure, together, control)
+            augmented = explicit_program(self.program.tableau, t, structure, together, control)
+            augmented.begin(function, together)
             k = 0
             while k < augmented.timeline.steps or not augmented.done:
                 together = augmented.step(function, k, together, False).state

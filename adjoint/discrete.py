@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from adjoint.autograd import Ambient, AutogradStepper, Captured, Sweep, TooManyTapes, join
 from adjoint.probe import Weights, probe, unchanging
 from adjoint.problem import Outcome, Problem, Stats
@@ -33,6 +36,7 @@ class Discrete:
             ambient = Ambient()
             with ambient.entered():
                 return _differentiable(problem, stepper, state, ambient)
+        program.begin(problem.function, problem.state)
         final, failure = run_plainly(stepper, state, problem.steps)
         last = tuple(x.clone() for x in final) if problem.wants_final else None
         return Outcome(stepper.outputs.buffers, last, _stats(stepper), None, failure)
@@ -61,6 +65,8 @@ def _stats(stepper: AutogradStepper) -> Stats:
 
 def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, ambient: Ambient) -> Outcome:
     program = problem.program
+    with unchanging(state, stepper.captured):
+        program.begin(problem.function, problem.state)
     weights = probe(program, stepper.captured, state, problem.steps)
     device = state[0].device
     weights.check(problem.budget, device)
@@ -77,7 +83,7 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
             recorded, final, failure = _explore(problem, stepper, state, weights, slots)
     if problem.steps is None:
         if stepper.frontier == 0:
-            return Outcome(stepper.outputs.buffers, final, _stats(stepper), None, failure)
+            return Outcome(_only_first(problem, stepper), final, _stats(stepper), None, failure)
         if recorded is not None:
             run, plan = recorded, weights.plan(stepper.frontier, "all", None, device)
         else:
@@ -89,6 +95,12 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
     sweep = Sweep(run, stepper, slots, ambient)
     outputs, last = join(sweep, values, final if problem.wants_final else None, inputs)
     return Outcome(outputs, last, _stats(stepper), plan, failure)
+
+
+def _only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
+    """The outputs when not even one step was taken: the first state is the caller's own."""
+    pairs = zip(problem.state, stepper.outputs.buffers, strict=True)
+    return [torch.cat((x[None], rest[1:])) for x, rest in pairs]
 
 
 def _explore(

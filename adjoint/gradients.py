@@ -9,9 +9,8 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from adjoint.autograd import AutogradStepper, Captured
 from adjoint.continuous import Backsolve
-from adjoint.discrete import Discrete, run_plainly
+from adjoint.discrete import Discrete
 from adjoint.problem import Gradient, Outcome, Problem, Stats
 from adjoint.tensors import State
 from adjoint.timeline import SolveError
@@ -25,10 +24,7 @@ class Backprop:
         program, steps = problem.program, problem.steps
         failure: SolveError | None = None
         if steps is None:
-            with torch.no_grad():
-                stepper = AutogradStepper(program, Captured(problem.function, program.label))
-                _, failure = run_plainly(stepper, tuple(x.detach() for x in problem.state), None)
-                steps = stepper.frontier
+            steps, failure = _find_steps(problem)
         program = program.on_graph()
         state: State = tuple(x.contiguous() for x in problem.state)
         found: dict[int, State] = {} if program.initial is None else {program.initial: state}
@@ -40,6 +36,20 @@ class Backprop:
                 problem.tick(k + 1)
         outputs = [torch.stack(column) for column in zip(*_in_order(found, program.outputs), strict=True)]
         return Outcome(outputs, state, Stats(program, None, steps), None, failure)
+
+
+def _find_steps(problem: Problem) -> tuple[int, SolveError | None]:
+    """Run to the end with the caller's own function; each step's graph is dropped at once."""
+    program, k = problem.program, 0
+    program.begin(problem.function, problem.state)
+    state: State = tuple(x.detach().contiguous() for x in problem.state)
+    try:
+        while not program.done:
+            state = tuple(x.detach() for x in program.step(problem.function, k, state, False).state)
+            k += 1
+    except SolveError as error:
+        return k, error
+    return k, None
 
 
 def _in_order(found: dict[int, State], count: int) -> list[State]:

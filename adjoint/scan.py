@@ -39,6 +39,9 @@ class ScanProgram:
     def done(self) -> bool:
         return True
 
+    def begin(self, function: Any, state: State) -> None:
+        """Nothing has to be known."""
+
     def sample(self) -> ScanProgram:
         return copy.copy(self)
 

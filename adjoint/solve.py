@@ -15,7 +15,7 @@ from torch import Tensor
 from adjoint.gradients import gradient_named
 from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory, unwritten
 from adjoint.progress import Progress, progress_ticker
-from adjoint.steppers.explicit import Control, Tolerance, explicit_program
+from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, explicit_program
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import State, Structure, differentiable
 from adjoint.timeline import CONTROLLERS, Controller, SolveError
@@ -91,7 +91,7 @@ def solve(
         UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
     """
     structure, state = Structure.of(y0, "y0")
-    times = _times(t, state)
+    times = checked_times(t, state)
     tableau = _method(method)
     _check_numbers(state, structure, args, rtol=rtol, atol=atol, dt=dt, max_steps=max_steps, tableau=tableau)
     check_memory(slots, budget)
@@ -105,8 +105,8 @@ def solve(
     control = Control(Tolerance(rtol, atol, measure), dt, max_steps, _controller(controller), places)
     function = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
-    program = explicit_program(tableau, function, times, structure, start, control)
-    steps = program.timeline.steps if program.timeline.done else None
+    program = explicit_program(tableau, times, structure, start, control)
+    steps = steps_of(program)
     with progress_ticker(progress, steps) as tick, unwritten(state, program.label):
         outcome = how(Problem(program, function, state, steps, slots, budget, tick=tick))
     status = _status(outcome, program.asked.t)
@@ -122,7 +122,8 @@ class _Nothing:
     evaluations = rejected = 0
 
 
-def _times(t: Tensor | Sequence[float], state: State) -> Tensor:
+def checked_times(t: Tensor | Sequence[float], state: State) -> Tensor:
+    """Times as a one-dimensional floating-point tensor; ValueError if they are not strictly monotone and finite."""
     real = torch.empty(0, dtype=state[0].dtype).real.dtype if differentiable(state[0]) else torch.get_default_dtype()
     times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=real)
     if times.is_meta:
@@ -143,6 +144,11 @@ def _times(t: Tensor | Sequence[float], state: State) -> Tensor:
                 f"t[{j}]={a:g}, t[{j + 1}]={b:g}: times must strictly increase or strictly decrease; sort them"
             )
     return times
+
+
+def steps_of(program: ExplicitProgram) -> int | None:
+    """How many steps the solve takes, None if that is found on the way."""
+    return program.timeline.steps if program.timeline.done else None
 
 
 def _method(method: str | Tableau) -> Tableau:

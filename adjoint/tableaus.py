@@ -52,6 +52,12 @@ class Tableau:
         return max(i for i, b in enumerate(self.b) if b != 0) + 1
 
     @property
+    def interpolated(self) -> int:
+        """Stages that the interpolant needs."""
+        assert self.dense is not None
+        return max((i for i, row in enumerate(self.dense) if any(row)), default=0) + 1
+
+    @property
     def first_same_as_last(self) -> bool:
         """Whether the last stage is f at the new state, and so the first stage of the next step."""
         return self.b[-1] == 0 and self.c[-1] == 1 and self.a[-1] == self.b[:-1]
@@ -164,7 +170,7 @@ def _dopri5_dense() -> tuple[tuple[float, ...], ...]:
         F(69997945, 29380423),
     ]
     rows: list[list[Number]] = []
-    for i, b in enumerate(map(F, _DOPRI5_B)):
+    for i, b in enumerate(F(x) for x in _DOPRI5_B):
         first, last = F(i == 0), F(i == 6)
         r3 = first - b
         r4 = b - last - r3

@@ -260,9 +260,9 @@ class _Copy:
             for name, value in original.items():
                 shell[name] = self(value)
         elif isinstance(original, (list, deque)):
-            self.made[key] = shell = copy.copy(original)
+            self.made[key] = series = copy.copy(original)
             for i, value in enumerate(original):
-                shell[i] = self(value)
+                series[i] = self(value)
         elif isinstance(original, tuple) and hasattr(original, "_make"):
             self.made[key] = original._make(map(self, original))
         elif isinstance(original, (tuple, set, frozenset)):

@@ -92,6 +92,27 @@ class FixedTimeline:
         return torch.cat((points[interval] + (points[interval + 1] - points[interval]) * fraction, points[-1:]))
 
 
+class GridTimeline:
+    """Steps between the times of a grid that starts and stops where the asked times do; it moves with its start."""
+
+    landing = False
+    done = True
+
+    def __init__(self, grid: tuple[float, ...]) -> None:
+        self._times = list(grid)
+
+    @property
+    def steps(self) -> int:
+        return len(self._times) - 1
+
+    def ends(self, step: int) -> tuple[float, float]:
+        return self._times[step], self._times[step + 1]
+
+    def knots(self, t: Tensor) -> Tensor:
+        offsets = torch.tensor([x - self._times[0] for x in self._times[:-1]], dtype=t.dtype, device=t.device)
+        return torch.cat((t[0] + offsets, t[-1:]))
+
+
 @dataclass(frozen=True)
 class Controller:
     """From error ratios (1 is the tolerance) to the length of the next step.
@@ -150,8 +171,6 @@ class AdaptiveTimeline:
 
     start: float
     stop: float
-    first: float
-    """Length of the first step to try, positive."""
     order: int
     """Order q of the local error estimate."""
     max_steps: int
@@ -163,7 +182,7 @@ class AdaptiveTimeline:
 
     def __post_init__(self) -> None:
         self._times = [self.start]
-        self._length = min(abs(self.first), self.controller.max_step)
+        self._length = min(abs(self.stop - self.start), self.controller.max_step)
         self._previous = (1.0, 1.0)
         self._just_rejected = False
         self._sign = sign = 1.0 if self.stop >= self.start else -1.0
@@ -173,6 +192,10 @@ class AdaptiveTimeline:
     @property
     def steps(self) -> int:
         return len(self._times) - 1
+
+    def begin(self, first: float) -> None:
+        """The length of the first step to try, positive."""
+        self._length = min(first, self.controller.max_step)
 
     @property
     def done(self) -> bool:
@@ -259,7 +282,7 @@ class Replay:
             raise RuntimeError(f"only {len(self._timelines)} solves were noted; a replay must make as many")
         noted = self._timelines[self._next]
         if type(noted) is not type(found):
-            raise RuntimeError("a solve of fixed steps was noted where one of controlled steps is replayed, or reversed")
+            raise RuntimeError("a replay must make the solves that were noted: fixed steps here, controlled ones there")
         self._next += 1
         return found.moved_along(noted)
 

@@ -20,6 +20,7 @@ def minimise(
     *,
     iterations: int,
     bounds: Sequence[tuple[float, float]] | None = None,
+    tolerance: float = 1e-12,
 ) -> OptimizeResult:
     """L-BFGS-B on ``loss(x)``, x shaped like ``start``; value and gradient come from one solve and its reverse sweep."""
 
@@ -30,7 +31,7 @@ def minimise(
         return float(value.detach()), gradient.double().numpy().ravel()
 
     flat = start.detach().double().numpy().ravel()
-    options = {"maxiter": iterations, "ftol": 1e-12, "gtol": 1e-9}
+    options = {"maxiter": iterations, "ftol": tolerance, "gtol": 1e-9}
     return scipy.optimize.minimize(
         value_and_gradient, flat, jac=True, method="L-BFGS-B", bounds=bounds, options=options
     )

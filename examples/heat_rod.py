@@ -67,10 +67,8 @@ def main(out: Path | str | None = None, quick: bool = False) -> Results:
 
     start = torch.full_like(TRUTH, 100.0).log()
     fit = least_squares(residuals, start, xtol=1e-3 if quick else 1e-6)
-    print(fit.nfev, fit.cost)
     found = torch.tensor(fit.x)
     deviation = np.sqrt(np.diag(np.linalg.inv(fit.jac.T @ fit.jac)))
-    print(found.exp(), deviation)
     results = {
         f"k at {100 * x:.0f} cm (W/m K)": Recovered(value, true, 0.1 * true)
         for x, value, true in zip(KNOTS.tolist(), found.exp().tolist(), TRUTH.tolist(), strict=True)
@@ -101,7 +99,7 @@ def picture(seen: Tensor, logarithms: Tensor, deviation: np.ndarray) -> Figure:
     for n, cell in enumerate(THERMOMETERS):
         right.axvline(100 * (cell + 0.5) * DX, color=GREY, linewidth=0.8, linestyle="--", label=None if n else "thermometers")
     right.set_ylim(0, 185)
-    right.legend(frameon=False, loc="lower left", ncols=2)
+    right.legend(edgecolor="none", framealpha=1, loc="lower left", ncols=2)
     tidy(right, "Conductivity along the rod", "distance from the heated end (cm)", "k (W/m K)")
     return figure
 

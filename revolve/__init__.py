@@ -26,12 +26,14 @@ from revolve.binomial import (
     optimal_splits,
     repetitions,
 )
-from revolve.budget import Plan, format_bytes, parse_bytes, plan, sweep, uniform_sweep
+from revolve.budget import Plan, Prices, format_bytes, parse_bytes, sweep, uniform_sweep
 from revolve.catalogue import SCHEDULES
+from revolve.chains import Differing, weigh
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.hierarchy import HRevolve, Multistage, Tier
 from revolve.mixed import Mixed, Stages
 from revolve.online import Online
+from revolve.planner import OpenPlan, Storage, calibrate, plan
 from revolve.run import Run, Stepper, VerificationError, verify
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
 from revolve.selected import Bisection, Selected
@@ -45,6 +47,7 @@ __all__ = [
     "Binomial",
     "Bisection",
     "CheckpointStore",
+    "Differing",
     "DiskRevolve",
     "Drop",
     "HRevolve",
@@ -53,9 +56,11 @@ __all__ = [
     "Mixed",
     "Multistage",
     "Online",
+    "OpenPlan",
     "Periodic",
     "PeriodicDisk",
     "Plan",
+    "Prices",
     "Record",
     "Report",
     "Reverse",
@@ -66,6 +71,7 @@ __all__ = [
     "Selected",
     "Stages",
     "Stepper",
+    "Storage",
     "StoreAll",
     "StoreNothing",
     "Tier",
@@ -73,6 +79,7 @@ __all__ = [
     "VerificationError",
     "beta",
     "both_sweeps",
+    "calibrate",
     "decode",
     "encode",
     "extra_steps",
@@ -87,4 +94,5 @@ __all__ = [
     "sweep",
     "uniform_sweep",
     "verify",
+    "weigh",
 ]

@@ -13,7 +13,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from revolve import binomial
-from revolve.actions import DROP, GIVEN, LOAD, SAVE, Report, Schedule, both_sweeps, encode
+from revolve.actions import (
+    DROP,
+    GIVEN,
+    LOAD,
+    RECORD,
+    REVERSE,
+    SAVE,
+    Report,
+    Schedule,
+    TierReport,
+    both_sweeps,
+    encode,
+)
+from revolve.chains import Differing
+from revolve.disk import DiskRevolve
+from revolve.hierarchy import HRevolve
+from revolve.mixed import Mixed, Stages
 from revolve.schedules import Binomial, StoreAll
 
 DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -48,6 +64,27 @@ def format_bytes(number: int, *, decimal: bool = False) -> str:
 
 
 @dataclass(frozen=True)
+class Prices:
+    """Measured seconds: of a step run plainly, recorded (as long as plainly if not given) and reversed, and for each
+    tier those of a write and of a read."""
+
+    step: float = 0.0
+    record: float | None = None
+    reverse: float = 0.0
+    write: tuple[float, ...] = ()
+    read: tuple[float, ...] = ()
+
+    def seconds(self, report: Report) -> float:
+        """What a plan takes."""
+        recorded = self.step if self.record is None else self.record
+        time = report.plain_runs * self.step + report.recorded_runs * recorded + report.steps * self.reverse
+        for number, tier in report.tiers.items():
+            time += tier.saves * dict(enumerate(self.write)).get(number, 0.0)
+            time += tier.loads * dict(enumerate(self.read)).get(number, 0.0)
+        return time
+
+
+@dataclass(frozen=True)
 class Plan:
     """A schedule for a chain of known length, and its price before it runs. Sizes are in bytes."""
 
@@ -61,6 +98,8 @@ class Plan:
     """What is held besides: the working state, outputs, cotangents."""
     given: bool = False
     """Whether the caller holds x_0, so that it takes a slot but no memory of its own."""
+    prices: Prices | None = None
+    """Measured seconds, for the predicted time."""
 
     @cached_property
     def report(self) -> Report:
@@ -73,9 +112,26 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """The predicted peak: kept states (x_0 only if it is not given), tapes held at one moment, and the rest."""
-        kept = max(0, self.slots - self.given)
-        return kept * self.state_bytes + self.report.peak_tapes * self.tape_bytes + self.working_bytes
+        """The predicted peak in the first tier: kept states (x_0 only if it is not given), tapes held at one moment,
+        and the rest."""
+        if isinstance(self.schedule, Differing):
+            return self.schedule.peak(self.steps) + self.working_bytes
+        states = self.report.tiers.get(0, TierReport()).peak_slots
+        if isinstance(self.schedule, (Mixed, Stages)):
+            return _most_kept(self.array(), self.state_bytes, self.tape_bytes) + self.working_bytes
+        kept = max(0, states - self.given) * self.state_bytes
+        return kept + self.report.peak_tapes * self.tape_bytes + self.working_bytes
+
+    @property
+    def tier_bytes(self) -> dict[int, int]:
+        """The predicted peak in each tier."""
+        below = {tier: report.peak_slots * self.state_bytes for tier, report in self.report.tiers.items() if tier}
+        return {0: self.bytes} | below
+
+    @property
+    def seconds(self) -> float:
+        """The predicted time; 0 without prices."""
+        return self.prices.seconds(self.report) if self.prices else 0.0
 
     def array(self) -> np.ndarray:
         """Both sweeps as one int64 array of rows (verb, a, b), made once and read-only.
@@ -107,7 +163,26 @@ class Plan:
         kept = [counted(self.slots, "state")] if self.slots else []
         kept.append(counted(report.peak_tapes, "tape"))
         text += f" It holds {' and '.join(kept)} at once"
-        return text + (f": {format_bytes(self.bytes)}." if self.bytes else ".")
+        text += f": {format_bytes(self.bytes)}." if self.bytes else "."
+        for number, tier in report.tiers.items():
+            if number:
+                size = f", {format_bytes(self.tier_bytes[number])}" if self.state_bytes else ""
+                text += f" Tier {number} holds {tier.peak_slots} of the states{size}: {tier.saves} writes, "
+                text += f"{tier.loads} reads."
+        return text + (f" Predicted time: {self.seconds:.3g} s." if self.prices else "") + self._reason()
+
+    def _reason(self) -> str:
+        """Why this schedule, where the sizes or the tiers have decided it."""
+        match self.schedule:
+            case Mixed():
+                return " Keeping tapes in place of some states saves runs here."
+            case Differing(exact=True):
+                return " The steps differ; no sequence of moves within the budget costs less."
+            case Differing():
+                return " The steps differ; this is the least cost while what is kept stays until it is needed no more."
+            case HRevolve() | DiskRevolve():
+                return " No plan costs less in runs, writes and reads together."
+        return ""
 
     __str__ = explain
 
@@ -116,7 +191,15 @@ class Plan:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def plan(
+def _most_kept(rows: np.ndarray, state_bytes: int, tape_bytes: int) -> int:
+    """The peak of states in the first tier and tapes together."""
+    verb, a, b = rows.T
+    states = np.where(b == 0, (verb == SAVE).astype(np.int64) - (verb == DROP), 0)
+    tapes = np.where(verb == RECORD, b - a, 0) - np.where(verb == REVERSE, b - a, 0)
+    return int(np.cumsum(states * state_bytes + tapes * tape_bytes).max())
+
+
+def equal_plan(
     *,
     steps: int,
     slots: int | str | None = None,
@@ -126,13 +209,7 @@ def plan(
     working_bytes: int = 0,
     given: bool = False,
 ) -> Plan:
-    """The plan of least recomputation in so many slots, or within a budget in bytes.
-
-    ``slots``: a number, that of x_0 included, or ``"all"``: every tape is kept. ``budget``: bytes, or text like
-    ``"512 MiB"``; it covers all that :class:`Plan` counts and needs ``state_bytes`` and ``tape_bytes``. Everything is
-    recorded if all tapes fit, else the states share what one tape leaves. Raises ValueError, naming the smallest budget
-    that works, when nothing fits.
-    """
+    """The plan of least recomputation for equal steps in one kind of memory; as :func:`revolve.plan` says."""
     steps = binomial.whole("steps", steps, least=1)
     if (slots is None) == (budget is None):
         raise ValueError(f"slots={slots!r} and budget={budget!r}: give exactly one of them")
@@ -181,7 +258,7 @@ def sweep(
     given: bool = False,
 ) -> list[Plan]:
     """A plan for each number of slots, and last the one that keeps every tape and recomputes nothing."""
-    everything = plan(
+    everything = equal_plan(
         steps=steps,
         slots="all",
         state_bytes=state_bytes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from revolve.actions import Schedule
+from revolve.chains import Differing
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.hierarchy import HRevolve, Multistage
 from revolve.mixed import Mixed, Stages
@@ -24,4 +25,5 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "periodic-disk": PeriodicDisk,
     "mixed": Mixed,
     "stages": Stages,
+    "differing": Differing,
 }

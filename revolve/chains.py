@@ -19,7 +19,6 @@ tape of step i is held.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
@@ -47,6 +46,7 @@ from revolve.actions import (
 )
 from revolve.hierarchy import with_given
 from revolve.schedules import Nested, Segment, close_gaps, regenerate, walk
+from revolve.search import cheapest
 
 LONGEST_SEARCH = 10
 SMALL = 20_000_000
@@ -156,6 +156,11 @@ class Differing:
             unit = _unit(chain)
             least = _least_memory(_in_units(chain, unit), steps) * unit
         return budget
+
+    def peak(self, steps: int) -> int:
+        """The most bytes at one moment."""
+        sizes = self.tapes, self.running, self.recording
+        return weigh(both_sweeps(self, self._checked(steps)), self.costs, self.states, *sizes)[1]
 
     def price(self, steps: int) -> Report:
         steps = self._checked(steps)
@@ -291,7 +296,7 @@ class _Tables:
         self.below = np.concatenate([[0.0], np.cumsum(costs)])
         self.open = [np.full((j + 1, width), np.inf, dtype=kind) for j in range(steps)]
         self.kept = [np.full((steps - i, width), np.inf, dtype=kind) for i in range(steps)]
-        self._sums = np.empty((max(1, 8192 // width), width), dtype=kind)
+        self._sums = np.empty((max(1, 65536 // width), width), dtype=kind)
         for i in reversed(range(steps)):
             self._row(i)
 
@@ -348,66 +353,16 @@ def _tables(chain: Differing) -> _Tables:
     return _Tables(chain.costs, _sizes(chain))
 
 
-Machine = tuple[int, frozenset[int], frozenset[int], int]
-"""The step to be reversed next, the kept states, the kept tapes, the working state."""
-
-
 @lru_cache(maxsize=8)
 def _search(chain: Differing, steps: int) -> tuple[Action, ...]:
-    """The cheapest plan over every legal sequence of moves (Dijkstra's search)."""
-    start: Machine = (steps, frozenset(), frozenset(), 0)
-    best = {start: 0.0}
-    came: dict[Machine, tuple[Machine, tuple[Action, ...]]] = {}
-    queue: list[tuple[float, int, Machine]] = [(0.0, 0, start)]
-    pushed = 0
-    while queue:
-        spent, _, machine = heapq.heappop(queue)
-        if machine[0] == 0:
-            return _path(came, machine)
-        if spent > best[machine]:
-            continue
-        for cost, reached, actions in _moves(chain, machine):
-            if spent + cost < best.get(reached, np.inf):
-                best[reached] = spent + cost
-                came[reached] = machine, actions
-                pushed += 1
-                heapq.heappush(queue, (spent + cost, pushed, reached))
-    raise ValueError(f"budget={chain.budget} cannot reverse these {steps} steps; give at least {chain.smallest(steps)}")
-
-
-def _path(came: dict[Machine, tuple[Machine, tuple[Action, ...]]], machine: Machine) -> tuple[Action, ...]:
-    pieces: list[tuple[Action, ...]] = [tuple(map(Drop, sorted(machine[1])))]
-    while machine in came:
-        machine, actions = came[machine]
-        pieces.append(actions)
-    return tuple(action for piece in reversed(pieces) for action in piece)
-
-
-def _moves(chain: Differing, machine: Machine) -> Iterator[tuple[float, Machine, tuple[Action, ...]]]:
-    """Every legal move: its cost, the machine after it, and its actions."""
-    stop, kept, taped, at = machine
-    zeros = (0,) * len(chain.costs)
-    running, recording = chain.running or zeros, chain.recording or zeros
-    tapes = chain.tapes or (chain.budget + 1,) * len(chain.costs)
-    free = chain.budget - sum(chain.states[step] for step in kept) - sum(tapes[step] for step in taped)
-    for step in kept:
-        yield 0.0, (stop, kept - {step}, taped, at), (Drop(step),)
-        if step < stop:
-            yield 0.0, (stop, kept, taped, step), (Load(step),)
-    if stop - 1 in taped and recording[stop - 1] - tapes[stop - 1] <= free:
-        yield 0.0, (stop - 1, kept, taped - {stop - 1}, -1), (Reverse(stop - 1, stop),)
-    if not 0 <= at < stop:
-        return
-    if at not in kept and chain.states[at] <= free:
-        yield 0.0, (stop, kept | {at}, taped, at), (Save(at),)
-    cost = chain.costs[at]
-    if at == stop - 1:
-        if recording[at] <= free:
-            yield cost, (stop - 1, kept, taped, -1), (Record(at, stop), Reverse(at, stop))
-    elif running[at] <= free:
-        yield cost, (stop, kept, taped, at + 1), (Advance(at, at + 1),)
-        if at not in taped and tapes[at] <= free:
-            yield cost, (stop, kept, taped | {at}, at + 1), (Record(at, at + 1),)
+    zeros, never = (0,) * len(chain.costs), (chain.budget + 1,) * len(chain.costs)
+    columns = (chain.states, chain.tapes or never, chain.running or zeros, chain.recording or zeros)
+    found = cheapest(steps, chain.budget, chain.costs, *columns)
+    if found is None:
+        raise ValueError(
+            f"budget={chain.budget} cannot reverse these {steps} steps; give at least {chain.smallest(steps)}"
+        )
+    return found
 
 
 def _after_forward(actions: Sequence[Action]) -> tuple[Saved, list[Action]]:

@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 from revolve import binomial, plot
 from revolve.actions import Schedule, both_sweeps
-from revolve.budget import Plan, UniformSweep, counted, format_bytes, parse_bytes, plan, sweep, uniform_sweep
+from revolve.budget import Plan, UniformSweep, counted, format_bytes, parse_bytes, sweep, uniform_sweep
 from revolve.catalogue import SCHEDULES
+from revolve.planner import plan
 from revolve.schedules import Binomial, Periodic
 from revolve.trace import letters, trace
 

@@ -26,11 +26,17 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "tape": (1, 3),
     "stages": (2,),
     "last_is_solution": (False, True),
+    "costs": (tuple(1 + k % 4 for k in range(110)),),
+    "states": (tuple(1 + k % 3 for k in range(110)),),
+    "budget": (6, 25),
+    "tapes": (None, tuple(2 + k % 5 for k in range(110))),
 }
 """What the tests try for each field of a schedule; a new field without a default needs a line here."""
 
 
-BY_TABLES = tuple(SCHEDULES[name] for name in ("online", "hrevolve", "multistage", "disk", "mixed", "stages"))
+BY_TABLES = tuple(
+    SCHEDULES[name] for name in ("online", "hrevolve", "multistage", "disk", "mixed", "stages", "differing")
+)
 """Schedules that are priced step by step or by tables, and refuse a chain that is too long for that."""
 
 

@@ -9,9 +9,9 @@ the discrete adjoint of Sandu (2006), Springer LNCS 3994, section 2.1, for the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from adjoint.autograd import Step
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, added
-from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, SolveError, replayed
+from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, GridTimeline, SolveError, replayed
 
 Scalar = float | Tensor
 ROWS = 128
@@ -31,8 +31,9 @@ ROWS = 128
 class Tolerance:
     """The error of a step is measured by err / (atol + rtol max(|y|, |y_new|)), as a root mean square."""
 
-    rtol: float
-    atol: float
+    rtol: float | Tensor | tuple[float | Tensor, ...]
+    atol: float | Tensor | tuple[float | Tensor, ...]
+    """A number, a tensor that fits the state, or one of these for every leaf."""
     norm: Callable[[State], Any] | None = None
     """In place of the root mean square: a function of the scaled error's leaves."""
 
@@ -40,7 +41,8 @@ class Tolerance:
         """1 is just acceptable; not finite if the error is not."""
         if self.norm is not None:
             return float(self.norm(tuple(self._scaled(error, before, after))))
-        total, count = 0.0, 0
+        total: float | Tensor = 0.0
+        count = 0
         for scaled in self._scaled(error, before, after):
             total = total + torch.sum(scaled * scaled).double()
             count += scaled.numel()
@@ -57,9 +59,13 @@ class Tolerance:
 
     def _scaled(self, error: State, before: State, after: State) -> Sequence[Tensor]:
         return [
-            e.abs() / (self.atol + self.rtol * torch.maximum(x.abs(), y.abs()))
-            for e, x, y in zip(error, before, after, strict=True)
+            e.abs() / (_of_leaf(self.atol, i) + _of_leaf(self.rtol, i) * torch.maximum(x.abs(), y.abs()))
+            for i, (e, x, y) in enumerate(zip(error, before, after, strict=True))
         ]
+
+
+def _of_leaf(tolerance: float | Tensor | tuple[float | Tensor, ...], leaf: int) -> float | Tensor:
+    return tolerance[leaf] if isinstance(tolerance, tuple) else tolerance
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,10 @@ class Control:
     max_steps: int = 100_000
     controller: Controller = field(default_factory=Controller)
     jumps: tuple[float, ...] = ()
+    grid: tuple[float, ...] | None = None
+    """Fixed steps between these times, whatever times are asked for; values in between are interpolated."""
+    callbacks: Mapping[str, Callable[[Tensor, Any, float], None]] = field(default_factory=dict)
+    """"step", "accept", "reject": called with (t, y, h) once for each step when it is first tried."""
 
 
 class ExplicitProgram:
@@ -94,8 +104,8 @@ class ExplicitProgram:
         self.tableau, self.structure, self.control = tableau, structure, control
         self.asked = Asked([float(x) for x in t.tolist()])
         self.outputs = len(self.asked.t)
-        self.timeline: FixedTimeline | AdaptiveTimeline
-        self.inputs = (t,) if t.requires_grad else ()
+        self.timeline: FixedTimeline | GridTimeline | AdaptiveTimeline
+        self.inputs: tuple[Tensor, ...] = (t,) if t.requires_grad else ()
         self.evaluations = 0
         self.graph_times: Tensor | None = None
         """For backpropagation through torch's own graph: the steps' times as a function of the caller's."""
@@ -104,9 +114,19 @@ class ExplicitProgram:
         self._wide = torch.float32 if self._device.type == "mps" else torch.float64
         self._rows = [[(j, a) for j, a in enumerate(row) if a != 0] for row in tableau.a]
         self._weights = [(j, b) for j, b in enumerate(tableau.b) if b != 0]
+        self._announced = 0
         self._first_row = -1
         self._table: list[tuple[Tensor, ...]] = []
         self._known_slope: tuple[int, State, State] | None = None
+
+    def begin(self, function: Any, state: State) -> None:
+        """Choose the first step of an adaptive solve, unless that is known."""
+        if isinstance(self.timeline, AdaptiveTimeline) and not self.timeline.done:
+            span = self.asked.t[-1] - self.asked.t[0]
+            first = self.control.dt
+            if first is None:
+                first = _first_step(self, function, tuple(x.contiguous() for x in state), self.asked.t[0], span)
+            self.timeline.begin(min(first, abs(span)))
 
     def sample(self) -> ExplicitProgram:
         """A program of one step like the first one of this, to try things out on."""
@@ -117,6 +137,7 @@ class ExplicitProgram:
             assert isinstance(self.timeline, AdaptiveTimeline)
             start, stop = self.timeline.propose()
         other.timeline = FixedTimeline([start, stop], None)
+        other.control = replace(self.control, callbacks={})
         return other
 
     def on_graph(self) -> ExplicitProgram:
@@ -138,6 +159,9 @@ class ExplicitProgram:
         if k == self.timeline.steps:
             return self._explore(function, k, state, recording)
         start, stop = self.timeline.ends(k)
+        if self.control.callbacks and k == self._announced:
+            self._announced = k + 1
+            self._announce("step", start, state, stop - start)
         attempt = _Attempt(self, function, state, k, start, stop, recording, outputs)
         attempt.run()
         return attempt.finish()
@@ -151,18 +175,27 @@ class ExplicitProgram:
         while True:
             try:
                 start, stop = timeline.propose()
-            except SolveError as error:
-                raise SolveError(error.status, str(error) + worst, t=error.t, step=error.step) from None
+            except SolveError as end:
+                raise SolveError(end.status, str(end) + worst, t=end.t, step=end.step) from None
+            self._announce("step", start, state, stop - start)
             attempt = _Attempt(self, function, state, k, start, stop, recording, True)
             attempt.run(first)
             with torch.no_grad() if recording else nullcontext():
                 error = attempt.error()
                 ratio = tolerance.ratio(error, state, attempt.new)
-            if timeline.judge(stop, ratio):
+            accepted = timeline.judge(stop, ratio)
+            self._announce("accept" if accepted else "reject", start, state, stop - start)
+            if accepted:
+                self._announced = k + 1
                 return attempt.finish()
             with torch.no_grad():
                 worst = f"; the largest error is in {tolerance.worst(error, state, attempt.new)}"
             first = None if attempt.leaf is not None else attempt.slopes[0]
+
+    def _announce(self, what: str, start: float, state: State, h: float) -> None:
+        if what in self.control.callbacks:
+            y = self.structure.unflatten(tuple(x.detach() for x in state))
+            self.control.callbacks[what](self.time(start), y, h)
 
     def slope(self, function: Any, t: Tensor, state: State) -> State:
         """f(t, y) as leaves, of the state's shapes and dtypes."""
@@ -300,8 +333,8 @@ class _Attempt:
 
     def error(self) -> State:
         """The embedded error estimate h sum_i e_i k_i."""
-        self._complete()
         tableau = self.program.tableau
+        self._complete(tableau.stages)
         assert tableau.error is not None
         terms = [(i, e) for i, e in enumerate(tableau.error) if e != 0]
         h = float(self.stop - self.start)
@@ -327,10 +360,10 @@ class _Attempt:
         row = program._rows[i]
         return program.slope(self.function, self.times[i], self._moved(row) if row else self.state)
 
-    def _complete(self) -> None:
-        """The stages beyond those that the new state needs; the last one is f there, if the method is so made."""
+    def _complete(self, stages: int) -> None:
+        """Stages beyond those that the new state needs; the last one is f there, if the method is so made."""
         tableau = self.program.tableau
-        for i in range(len(self.slopes), tableau.stages):
+        for i in range(len(self.slopes), stages):
             same = tableau.first_same_as_last and i == tableau.stages - 1
             self.slopes.append(self.program.slope(self.function, self.times[i], self.new) if same else self._stage(i))
 
@@ -340,11 +373,11 @@ class _Attempt:
         assert tableau.dense is not None
         if self.recording:
             del self.slopes[tableau.weighted :]  # an error estimate may have made them without a graph
-        self._complete()
+        self._complete(tableau.interpolated)
         values = []
         for theta in self.fractions:
             terms: list[tuple[int, Scalar]] = []
-            for i, row in enumerate(tableau.dense):
+            for i, row in enumerate(tableau.dense[: tableau.interpolated]):
                 weight: Scalar = 0.0
                 for coefficient in reversed(row):
                     weight = (weight + coefficient) * theta
@@ -358,8 +391,8 @@ class _Attempt:
         if isinstance(h, Tensor):
             return tuple([y + h * x for y, x in zip(state, self._sum(terms), strict=True)])
         if len(terms) == 1 and isinstance(terms[0][1], float):
-            ((i, weight),) = terms
-            h, increments = h * weight, self.slopes[i]
+            i, weight = terms[0]
+            h, increments = h * float(weight), self.slopes[i]
         else:
             increments = self._sum(terms)
         if len(state) == 1:
@@ -382,38 +415,39 @@ class _Attempt:
 
 
 def explicit_program(
-    tableau: Tableau, function: Any, t: Tensor, structure: Structure, state: State, control: Control
+    tableau: Tableau, t: Tensor, structure: Structure, state: State, control: Control
 ) -> ExplicitProgram:
     """The steps of one solve of dy/dt = f(t, y) over the asked times ``t``, from fixed or controlled steps."""
     program = ExplicitProgram(tableau, t, structure, state, control)
     asked = program.asked.t
-    if not tableau.adaptive:
+    if control.grid is not None:
+        program.timeline = GridTimeline(control.grid)
+    elif not tableau.adaptive:
         program.timeline = replayed(FixedTimeline(asked, control.dt, control.jumps))
     else:
-        span = asked[-1] - asked[0]
-        first = control.dt if control.dt is not None else _first_step(program, function, state, asked[0], span)
         order = tableau.error_order + 1
         program.timeline = replayed(
-            AdaptiveTimeline(
-                asked[0], asked[-1], min(first, abs(span)), order, control.max_steps, control.controller, control.jumps
-            )
+            AdaptiveTimeline(asked[0], asked[-1], order, control.max_steps, control.controller, control.jumps)
         )
     return program
 
 
 def _first_step(program: ExplicitProgram, function: Any, state: State, start: float, span: float) -> float:
-    """The length of a first step to try: Hairer, Norsett & Wanner I, section II.4, with no gradient."""
+    """The length of a first step to try: Hairer, Norsett & Wanner I, section II.4.
+
+    It calls the caller's own function as the caller would: a tensor that is kept from these calls has its whole graph.
+    """
     tolerance, length = program.control.tolerance, abs(span)
-    with torch.no_grad():
-        slope = program.slope(function, program.time(start), state)
-        zero = tuple(torch.zeros_like(x) for x in state)
-        size, speed = tolerance.ratio(state, state, zero), tolerance.ratio(slope, state, zero)
-        guess = min(1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed, length)
-        shift = guess if span > 0 else -guess
-        moved = tuple(torch.add(y, x, alpha=shift) for y, x in zip(state, slope, strict=True))
-        bent = program.slope(function, program.time(start + shift), moved)
-        change = tuple(x - y for x, y in zip(bent, slope, strict=True))
-        most = max(speed, tolerance.ratio(change, state, zero) / guess)
+    slope = program.slope(function, program.time(start), state)
+    slope, known = (tuple(x.detach() for x in leaves) for leaves in (slope, state))
+    zero = tuple(torch.zeros_like(x) for x in known)
+    size, speed = tolerance.ratio(known, known, zero), tolerance.ratio(slope, known, zero)
+    guess = min(1e-6 if size < 1e-5 or speed < 1e-5 else 0.01 * size / speed, length)
+    shift = guess if span > 0 else -guess
+    moved = tuple(torch.add(y, x, alpha=shift) for y, x in zip(state, slope, strict=True))
+    bent = program.slope(function, program.time(start + shift), moved)
+    change = tuple(x.detach() - y for x, y in zip(bent, slope, strict=True))
+    most = max(speed, tolerance.ratio(change, known, zero) / guess)
     wanted = max(1e-6, guess * 1e-3) if most <= 1e-15 else (0.01 / most) ** (1 / (program.tableau.error_order + 1))
     chosen = min(100 * guess, wanted, length)
     return chosen if chosen > 0 else min(1e-6, length)

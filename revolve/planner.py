@@ -1,0 +1,302 @@
+"""The one door: from what is known of a chain and of the memory to the cheapest plan, priced before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any, NamedTuple, overload
+
+from revolve import binomial
+from revolve.actions import Schedule
+from revolve.budget import Plan, Prices, counted, equal_plan, format_bytes, parse_bytes
+from revolve.chains import Differing
+from revolve.disk import DiskRevolve, PeriodicDisk
+from revolve.hierarchy import LONGEST, HRevolve, Tier
+from revolve.mixed import Mixed
+from revolve.online import Online
+from revolve.run import Stepper
+from revolve.schedules import Binomial, StoreAll
+from revolve.stores import CheckpointStore
+
+Size = int | str
+SEARCHED = 7
+"""Chains of differing steps up to this length are planned by a search of every sequence of moves."""
+
+
+class Storage(NamedTuple):
+    """One kind of memory: its bytes (None: as much as one likes), and the seconds that a write and a read take."""
+
+    bytes: Size | None
+    write: float = 0.0
+    read: float = 0.0
+
+
+@dataclass(frozen=True)
+class OpenPlan:
+    """A plan for a chain whose end is found on the way; ``at(n)`` is its price if that comes after n steps."""
+
+    schedule: Schedule
+    state_bytes: int = 0
+    tape_bytes: int = 0
+    working_bytes: int = 0
+    given: bool = False
+    prices: Prices | None = None
+
+    def at(self, steps: int) -> Plan:
+        """The price of n steps, but for one plain run: the last step's, which found the end."""
+        sizes = self.state_bytes, self.tape_bytes, self.working_bytes
+        return Plan(steps, self.schedule, *sizes, self.given, self.prices)
+
+    def explain(self) -> str:
+        """Schedule and what to expect of it in a few sentences."""
+        text = f"{self.schedule} finds the end on the way"
+        if not isinstance(self.schedule, Online):
+            return f"{text}."
+        slots = self.schedule.slots
+        reach = binomial.beta(slots=slots, repetitions=2) + 1
+        return (
+            f"{text}, with {counted(slots, 'state')} kept. Up to {reach} steps it runs no step more than if the end had "
+            f"been known, but the last one once; beyond that a few per cent more."
+        )
+
+    __str__ = explain
+
+
+@overload
+def plan(
+    *,
+    steps: int | None = ...,
+    costs: Sequence[float],
+    budget: Size,
+    state_bytes: Sequence[int],
+    tape_bytes: Sequence[int] | None = ...,
+    working_bytes: int = ...,
+    given: bool = ...,
+    prices: Prices | None = ...,
+) -> Plan: ...
+
+
+@overload
+def plan(
+    *,
+    steps: int,
+    slots: int | str | None = ...,
+    budget: Size | None = ...,
+    state_bytes: int | None = ...,
+    tape_bytes: int | None = ...,
+    working_bytes: int = ...,
+    given: bool = ...,
+    mixed: bool = ...,
+    tiers: Sequence[Storage] | None = ...,
+    prices: Prices | None = ...,
+) -> Plan: ...
+
+
+@overload
+def plan(
+    *,
+    steps: None,
+    slots: int | str | None = ...,
+    budget: Size | None = ...,
+    state_bytes: int | None = ...,
+    tape_bytes: int | None = ...,
+    working_bytes: int = ...,
+    given: bool = ...,
+    prices: Prices | None = ...,
+) -> OpenPlan: ...
+
+
+def plan(
+    *,
+    steps: int | None = None,
+    slots: int | str | None = None,
+    budget: Size | None = None,
+    state_bytes: Any = None,
+    tape_bytes: Any = None,
+    working_bytes: int = 0,
+    given: bool = False,
+    costs: Sequence[float] | None = None,
+    mixed: bool = False,
+    tiers: Sequence[Storage] | None = None,
+    prices: Prices | None = None,
+) -> Plan | OpenPlan:
+    """The cheapest plan for a chain, in so many slots, within a budget in bytes, or in several kinds of memory.
+
+    ``steps``: None if the end is found on the way; then the plan is an :class:`OpenPlan`. ``slots``: a number, that of
+    x_0 included, or ``"all"``: every tape is kept. ``budget``: bytes, or text like ``"512 MiB"``; it covers all that
+    :class:`Plan` counts and needs ``state_bytes`` and ``tape_bytes``. Everything is recorded if all tapes fit, else the
+    states share what one tape leaves; with ``mixed`` tapes share it too. ``costs``: one for each step, with a sequence
+    of sizes each, if the steps differ. ``tiers``: memories with prices, the fastest first; the first one holds tapes and
+    the rest as well. ``prices``: measured seconds (:func:`calibrate`), for the predicted time; the price of a run that
+    the tiers' are weighed against. Raises ValueError, naming the smallest budget that works, when nothing fits.
+    """
+    if costs is not None:
+        if budget is None or slots is not None or tiers is not None:
+            raise ValueError("costs= of steps that differ need budget=, with state_bytes= a size for each step")
+        made = _differing(costs, budget, state_bytes, tape_bytes, working_bytes, given)
+        if steps is not None and steps != made.steps:
+            raise ValueError(f"steps={steps}, but there are {len(costs)} costs; leave steps out, or give as many")
+    elif tiers is not None:
+        if steps is None or slots is not None or budget is not None or state_bytes is None:
+            raise ValueError("tiers= take the place of slots= and budget=, and need steps= and state_bytes=")
+        made = _tiered(steps, tiers, state_bytes, tape_bytes or 0, working_bytes, prices)
+    elif steps is None:
+        return _open(slots, budget, state_bytes, tape_bytes, working_bytes, given, prices)
+    else:
+        sizes = {"state_bytes": state_bytes, "tape_bytes": tape_bytes, "working_bytes": working_bytes}
+        made = equal_plan(steps=steps, slots=slots, budget=budget, **sizes, given=given)
+        if mixed and budget is not None:
+            made = _with_tapes(made, parse_bytes(budget, "budget"))
+    return replace(made, prices=prices) if prices is not None else made
+
+
+def _open(
+    slots: int | str | None,
+    budget: Size | None,
+    state_bytes: int | None,
+    tape_bytes: int | None,
+    working_bytes: int,
+    given: bool,
+    prices: Prices | None,
+) -> OpenPlan:
+    """What the slots or the budget would buy for two steps, they buy for any number."""
+    short = equal_plan(
+        steps=2,
+        slots=slots,
+        budget=budget,
+        state_bytes=state_bytes,
+        tape_bytes=tape_bytes,
+        working_bytes=working_bytes,
+        given=given,
+    )
+    sizes = short.state_bytes, short.tape_bytes, short.working_bytes
+    schedule: Schedule
+    if slots == "all":
+        schedule = StoreAll()
+    elif budget is None:
+        schedule = Online(slots)  # type: ignore[arg-type]
+    else:
+        limit = parse_bytes(budget, "budget")
+        alone = short.state_bytes * (1 - given) + short.tape_bytes + short.working_bytes
+        if not short.state_bytes:
+            raise ValueError("state_bytes=0 lets every state be kept; give slots='all', or the size of a state")
+        if alone > limit:
+            raise ValueError(
+                f"budget={budget!r} cannot reverse a chain of unknown length; give at least {alone} bytes "
+                f"({format_bytes(alone)})"
+            )
+        schedule = Online((limit - short.tape_bytes - short.working_bytes) // short.state_bytes + given)
+    return OpenPlan(schedule, *sizes, given, prices)
+
+
+def _differing(costs: Sequence[float], budget: Size, states: Any, tapes: Any, working_bytes: int, given: bool) -> Plan:
+    if not isinstance(states, Sequence) or not (tapes is None or isinstance(tapes, Sequence)):
+        raise ValueError("costs= of steps that differ need state_bytes= and tape_bytes= as sequences, a size for each")
+    limit = parse_bytes(budget, "budget") - working_bytes
+    kept = (0, *states[1:]) if given else tuple(states)
+    steps = len(costs)
+
+    def schedule(budget: int) -> Differing:
+        return Differing(tuple(costs), kept, budget, tapes, recording=tapes, exact=steps <= SEARCHED)  # type: ignore[arg-type]
+
+    smallest = schedule(0).smallest(steps) + working_bytes
+    if limit + working_bytes < smallest and not _feasible(schedule(max(0, limit)), steps):
+        raise ValueError(
+            f"budget={budget!r} cannot reverse these {counted(steps, 'step')}; give at least {smallest} bytes "
+            f"({format_bytes(smallest)})"
+        )
+    return Plan(steps, schedule(limit), max(kept), max(tapes or (0,)), working_bytes, given)
+
+
+def _feasible(schedule: Differing, steps: int) -> bool:
+    try:
+        schedule.cost(steps)
+    except ValueError:
+        return False
+    return True
+
+
+def _with_tapes(made: Plan, limit: int) -> Plan:
+    """The same budget with tapes in it, if that runs less."""
+    sizes = made.state_bytes, made.tape_bytes
+    if isinstance(made.schedule, StoreAll) or not all(sizes):
+        return made
+    free = limit - made.tape_bytes - made.working_bytes + made.given * made.state_bytes
+    schedule = Mixed.in_bytes(free, *sizes)
+    fewer = schedule.cost(made.steps) < made.report.runs
+    return replace(made, schedule=schedule) if fewer else made
+
+
+def _tiered(steps: int, tiers: Sequence[Storage], state: int, tape: int, working: int, prices: Prices | None) -> Plan:
+    """The cheapest in time of: every tape in the first tier; the optimum over all tiers; files at a period."""
+    tiers = [Storage(*tier) for tier in tiers]
+    first = None if tiers[0].bytes is None else parse_bytes(tiers[0].bytes, "tiers[0]")
+    step = prices.step if prices and prices.step else 1.0
+    full = Prices(step, write=tuple(t.write for t in tiers), read=tuple(t.read for t in tiers))
+    full = replace(full, record=prices.record, reverse=prices.reverse) if prices else full
+    if first is not None and first < tape + working:
+        least = tape + working + (state if steps > 1 and len(tiers) == 1 else 0)
+        raise ValueError(
+            f"tiers[0]={tiers[0].bytes!r} cannot hold one tape and what a step needs; give at least {least} bytes "
+            f"({format_bytes(least)})"
+        )
+    if first is None or steps * tape + working <= first:
+        return Plan(steps, StoreAll(), state, tape, working, prices=full)
+    rooms = [first - tape - working, *(t.bytes and parse_bytes(t.bytes, "tiers") for t in tiers[1:])]
+    slots = [steps - 1 if room is None else min(steps - 1, room // state) for room in rooms]
+    if steps > 1 and not sum(slots):
+        least = tape + working + state
+        raise ValueError(
+            f"tiers hold no state beside one tape; give at least {least} bytes ({format_bytes(least)}) in the first"
+        )
+    best = min(_candidates(steps, tiers, slots, step), key=lambda s: Plan(steps, s, prices=full).seconds)
+    return Plan(steps, best, state, tape, working, prices=full)
+
+
+def _candidates(steps: int, tiers: Sequence[Storage], slots: Sequence[int], step: float) -> Iterator[Schedule]:
+    free = tiers[0].write == tiers[0].read == 0
+    if slots[0]:
+        yield Binomial(slots[0])
+    unlimited = len(tiers) == 2 and slots[1] >= steps - 1 and free
+    if steps > LONGEST:
+        if unlimited:
+            yield PeriodicDisk(slots[0], tiers[1].write, tiers[1].read, step)
+    elif unlimited:
+        yield DiskRevolve(slots[0], tiers[1].write, tiers[1].read, step)
+    elif len(tiers) > 1 or not free:
+        yield HRevolve(tuple(Tier(c, t.write, t.read) for c, t in zip(slots, tiers, strict=True)), step)
+
+
+def calibrate(
+    stepper: Stepper[Any, Any, Any],
+    state: Any,
+    cotangent: Any,
+    stores: Mapping[int, CheckpointStore[Any]] | None = None,
+    *,
+    repeats: int = 3,
+) -> Prices:
+    """Measured seconds of step 0, run, recorded and reversed, and of a write and a read in each store: least of some."""
+    stores = stores or {}
+    step, record, reverse = [], [], []
+    write: list[list[float]] = [[] for _ in stores]
+    read: list[list[float]] = [[] for _ in stores]
+    for _ in range(repeats):
+        before = perf_counter()
+        stepper.advance(state, 0, 1)
+        ran = perf_counter()
+        _, tape = stepper.record(state, 0, 1)
+        recorded = perf_counter()
+        stepper.reverse(tape, cotangent)
+        step.append(ran - before)
+        record.append(recorded - ran)
+        reverse.append(perf_counter() - recorded)
+        for store, writes, reads in zip((stores[k] for k in sorted(stores)), write, read, strict=True):
+            before = perf_counter()
+            store.save(0, state)
+            saved = perf_counter()
+            store.load(0)
+            writes.append(saved - before)
+            reads.append(perf_counter() - saved)
+            store.drop(0)
+    return Prices(min(step), min(record), min(reverse), tuple(map(min, write)), tuple(map(min, read)))

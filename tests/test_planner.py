@@ -1,0 +1,119 @@
+"""The one door: the cheapest plan for what is known of a chain and of the memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from revolve_cases import chain
+
+from revolve import (
+    Binomial,
+    Differing,
+    DiskRevolve,
+    HRevolve,
+    Memory,
+    Mixed,
+    Online,
+    PeriodicDisk,
+    Prices,
+    Run,
+    Storage,
+    StoreAll,
+    beta,
+    calibrate,
+    extra_steps,
+    plan,
+    verify,
+)
+
+
+def test_an_unknown_length_is_planned_online() -> None:
+    made = plan(steps=None, slots=5)
+    assert made.schedule == Online(5)
+    assert made.at(20).report.plain_runs == extra_steps(steps=20, slots=5)
+    assert f"Up to {beta(slots=5, repetitions=2) + 1} steps" in made.explain()
+    bytes_made = plan(steps=None, budget=1000, state_bytes=100, tape_bytes=250, working_bytes=40, given=True)
+    assert bytes_made.schedule == Online(8)
+    assert bytes_made.at(100).bytes <= 1000
+    assert plan(steps=None, slots="all").schedule == StoreAll()
+    with pytest.raises(ValueError, match="budget=100 cannot reverse .*; give at least 350 bytes"):
+        plan(steps=None, budget=100, state_bytes=100, tape_bytes=250)
+
+
+def test_steps_that_differ_are_planned_by_their_bytes() -> None:
+    costs, states, tapes = (1, 5, 20, 20, 1, 5, 3, 9), (3, 1, 5, 8, 1, 5, 2, 2), (9, 9, 9, 9, 9, 9, 9, 9)
+    made = plan(costs=costs, budget=30, state_bytes=states, tape_bytes=tapes, working_bytes=4)
+    assert isinstance(made.schedule, Differing)
+    assert made.steps == 8 and made.bytes <= 30
+    assert "the least cost while what is kept stays" in made.explain()
+    with pytest.raises(ValueError, match="give at least ") as caught:
+        plan(costs=costs, budget=10, state_bytes=states, tape_bytes=tapes, working_bytes=4)
+    least = int(str(caught.value).split("give at least ")[1].split(" bytes")[0])
+    assert plan(costs=costs, budget=least, state_bytes=states, tape_bytes=tapes, working_bytes=4).bytes <= least
+    short = plan(costs=(1, 5, 20, 20, 1, 5), budget=8, state_bytes=(3, 1, 5, 8, 1, 5))
+    assert short.schedule.exact and "no sequence of moves" in short.explain()  # type: ignore[attr-defined]
+
+
+def test_tapes_share_the_budget_when_asked() -> None:
+    sizes = {"state_bytes": 10, "tape_bytes": 20}
+    plain, mixed = (plan(steps=50, budget=100, **sizes, mixed=mixed) for mixed in (False, True))  # type: ignore[arg-type]
+    assert plain.schedule == Binomial(8) and isinstance(mixed.schedule, Mixed)
+    assert mixed.report.runs < plain.report.runs
+    assert mixed.bytes <= 100
+    assert "Keeping tapes in place of some states" in mixed.explain()
+
+
+def test_tiers_are_weighed_by_their_prices() -> None:
+    sizes = {"state_bytes": 10, "tape_bytes": 20}
+    bounded = plan(steps=250, tiers=[Storage(50), Storage(70, 10.0, 10.0)], **sizes)  # type: ignore[arg-type]
+    assert isinstance(bounded.schedule, HRevolve)
+    assert [tier.slots for tier in bounded.schedule.tiers] == [3, 7]
+    assert bounded.seconds == 1040 + 250
+    assert bounded.bytes <= 50 and bounded.tier_bytes[1] <= 70
+    assert "Tier 1 holds 7 of the states" in bounded.explain()
+    unlimited = plan(steps=60, tiers=[Storage(40), Storage(None, 9.0, 1.0)], **sizes)  # type: ignore[arg-type]
+    assert isinstance(unlimited.schedule, DiskRevolve) and unlimited.seconds == 265
+    dear = plan(steps=60, tiers=[Storage(40), Storage(None, 1e6, 1e6)], **sizes)  # type: ignore[arg-type]
+    assert dear.schedule == Binomial(2)
+    long = plan(steps=10**6, tiers=[Storage("1 KB"), Storage(None, 9.0, 1.0)], **sizes)  # type: ignore[arg-type]
+    assert isinstance(long.schedule, PeriodicDisk)
+    assert plan(steps=60, tiers=[Storage("1 MB"), Storage(None, 9.0, 1.0)], **sizes).schedule == StoreAll()  # type: ignore[arg-type]
+    for made in (bounded, unlimited):
+        assert verify(made.schedule, made.steps) == made.report
+
+
+def test_measured_seconds_predict_the_time() -> None:
+    stepper, state, cotangent = chain(20)
+    prices = calibrate(stepper, state, cotangent, {0: Memory(), 1: Memory()})
+    assert prices.step > 0 and prices.reverse > 0 and len(prices.write) == len(prices.read) == 2
+    made = plan(steps=20, slots=3, prices=Prices(2.0, 3.0, 5.0, (7.0,), (11.0,)))
+    report = made.report
+    assert made.seconds == 2 * report.plain_runs + 20 * 8 + 7 * report.saves + 11 * report.loads
+    assert "Predicted time:" in made.explain()
+
+
+def test_a_plan_over_tiers_runs() -> None:
+    made = plan(steps=30, tiers=[Storage(30), Storage(None, 2.0, 1.0)], state_bytes=10, tape_bytes=10)
+    stepper, state, cotangent = chain(30)
+    wanted = Run(StoreAll(), stepper)
+    wanted.forward(state, 30)
+    run = Run(made.schedule, stepper, {0: Memory(), 1: Memory()})
+    run.forward(state, 30)
+    assert np.array_equal(run.backward(cotangent), wanted.backward(cotangent))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"costs": (1, 2), "slots": 3}, "costs= of steps that differ need budget="),
+        ({"costs": (1, 2), "budget": 9, "state_bytes": 3}, "need state_bytes= and tape_bytes= as sequences"),
+        ({"costs": (1, 2), "budget": 9, "state_bytes": (3, 3), "steps": 3}, "steps=3, but there are 2 costs"),
+        ({"tiers": [Storage(9)], "steps": 3}, "tiers= take the place of slots= and budget=, and need steps= and state"),
+        ({"tiers": [Storage(9)], "steps": 3, "state_bytes": 5, "tape_bytes": 8}, "give at least 13 bytes"),
+        ({"tiers": [Storage(5)], "steps": 3, "state_bytes": 5, "tape_bytes": 8}, "cannot hold one tape"),
+        ({"steps": None, "budget": 9, "state_bytes": 0, "tape_bytes": 1}, "state_bytes=0 lets every state be kept"),
+    ],
+)
+def test_a_wrong_plan_is_named_with_a_way_out(arguments: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        plan(**arguments)  # type: ignore[call-overload]
