@@ -104,6 +104,8 @@ class Captured:
         self.without = [_alias(x, False) for x in self.tensors]
         self.constants = [x for _, x in self._reach.tensors.values() if not x.requires_grad]
         self.plain = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.without, strict=True)})
+        self.vetted: list[Tensor] = []
+        """Tensors from outside that the first step used; those that it made itself hold no numbers of its arguments."""
         self.alike = True
         """Whether torch takes the same operations with and without grad; if not, plain steps are recorded ones."""
         self.recorded = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.leaves, strict=True)})
@@ -119,7 +121,8 @@ class Captured:
 
     def arrivals(self) -> dict[int, Tensor]:
         """Tensors that the function reaches now, and did not when it was looked at first."""
-        now, then = Reach(self.original, self.label).tensors, self._reach.tensors
+        now = Reach(self.original, self.label).tensors
+        then = self._reach.tensors.keys() | {id(x) for x in self.vetted}
         return {key: x for key, (_, x) in now.items() if key not in then}
 
     @property
@@ -322,11 +325,9 @@ class AutogradStepper:
         """Something unknown requires grad: run the step again and watch. Leaves that the step makes itself are fine."""
         with Touched([*state, *self.captured.without, *self.captured.constants]) as touched:
             step = self.program.step(self.captured.plain, k, state, False)
-        missing = {id(x): x for x in touched.requiring_grad}
-        if not missing:  # used where no torch function shows it
-            missing = {key: x for key, x in leaves_behind(_results(step)).items() if x not in touched.inside}
+        missing = [x for x in leaves_behind(_results(step)).values() if x not in touched.inside]
         if missing:
-            refuse(missing.values(), self.program.label)
+            refuse(missing, self.program.label)
 
 
 def _results(step: Step) -> list[Tensor]:

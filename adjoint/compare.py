@@ -14,6 +14,7 @@ from torchdiffeq import odeint, odeint_adjoint
 from adjoint.measure import Differentiated, Recipe, Scales, differentiate, finite, how_weighed, norm, quickest
 from adjoint.problems import Case
 from adjoint.solve import Solution, solve
+from adjoint.timeline import SolveError
 
 TIGHTER = 1e-3
 """The tolerance of both reference gradients, over the tightest that is compared."""
@@ -64,7 +65,6 @@ class Way:
     solved: Callable[[Case, str, float], Any]
     peer: bool = False
     """Whether it is torchdiffeq's, which has fewer methods."""
-    continuous: bool = False
 
     def at(self, method: str, tolerance: float) -> Work:
         return Work(self, "dopri5" if self.peer else method, tolerance)
@@ -87,8 +87,8 @@ def ways(slots: int) -> list[Way]:
     return [
         Way("discrete", partial(by_adjoint, gradient="discrete", slots="all")),
         Way(f"discrete, {slots} slots", partial(by_adjoint, gradient="discrete", slots=slots)),
-        Way("backsolve", partial(by_adjoint, gradient="backsolve"), continuous=True),
-        Way("torchdiffeq adjoint", partial(by_torchdiffeq, adjoint=True), peer=True, continuous=True),
+        Way("backsolve", partial(by_adjoint, gradient="backsolve")),
+        Way("torchdiffeq adjoint", partial(by_torchdiffeq, adjoint=True), peer=True),
         Way("torchdiffeq backprop", partial(by_torchdiffeq, adjoint=False), peer=True),
     ]
 
@@ -122,13 +122,13 @@ class Row:
     """One gradient: how wrong, how slow, how large."""
 
     way: str
-    continuous: bool
     tolerance: float
     error: float
     """Infinite if there is no gradient."""
     seconds: float
-    bytes: int | None
     evaluations: int | None
+    bytes: int | None = None
+    """Only the gradients of the tightest tolerance are weighed."""
     failure: str = ""
 
     def facts(self) -> dict[str, Any]:
@@ -136,9 +136,9 @@ class Row:
             "way": self.way,
             "tolerance": self.tolerance,
             "error": finite(self.error),
-            "seconds": self.seconds,
-            "bytes": self.bytes,
+            "seconds": finite(self.seconds),
             "evaluations": self.evaluations,
+            "bytes": self.bytes,
             "failure": self.failure or None,
         }
 
@@ -203,27 +203,34 @@ def compare(
     *,
     method: str = "dopri5",
     slots: int = 8,
+    patience: float = 0.5,
     tick: Callable[[], None] = lambda: None,
 ) -> Comparison:
-    """Every way at every tolerance; ``tick`` is called after the reference and after each gradient."""
-    true = reference(recipe, max(1e-13, TIGHTER * min(tolerances)))
+    """Every way at every tolerance, timed as often as fits ``patience`` seconds, and weighed at the tightest.
+
+    ``tick`` is called after the reference and after each gradient.
+    """
+    tightest = min(tolerances)
+    true = reference(recipe, max(1e-13, TIGHTER * tightest))
     tick()
     rows = []
-    for tolerance in tolerances:
+    for tolerance in sorted(tolerances, reverse=True):
         for way in ways(slots):
-            rows.append(_row(way, way.at(method, tolerance), recipe, true, scales))
+            work = way.at(method, tolerance)
+            row = _timed(work, recipe, true, patience)
+            if tolerance == tightest and not row.failure:
+                row = replace(row, bytes=scales.peak(work, recipe))
+            rows.append(row)
             tick()
     return Comparison(recipe, method, true.agreement, how_weighed(recipe.case()), tuple(rows))
 
 
-def _row(way: Way, work: Work, recipe: Recipe, true: Reference, scales: Scales) -> Row:
-    case = recipe.case()
+def _timed(work: Work, recipe: Recipe, true: Reference, patience: float) -> Row:
+    case, way = recipe.case(), work.way
     try:
-        result = quickest(lambda: work(case))
-        weight = scales.peak(work, recipe)
-    except (RuntimeError, AssertionError) as failure:  # torchdiffeq asserts where this library raises SolveError
-        return Row(way.name, way.continuous, work.tolerance, float("inf"), float("nan"), None, None, str(failure))
+        result = quickest(lambda: work(case), patience)
+    except (SolveError, AssertionError) as failure:  # torchdiffeq asserts where this library raises SolveError
+        return Row(way.name, work.tolerance, float("inf"), float("nan"), None, failure=str(failure))
     solution = result.solution
     calls = solution.stats.evaluations if isinstance(solution, Solution) else solution.calls[0]
-    wrong = error(result.gradient, true.gradient)
-    return Row(way.name, way.continuous, work.tolerance, wrong, result.seconds, weight, calls)
+    return Row(way.name, work.tolerance, error(result.gradient, true.gradient), result.seconds, calls)

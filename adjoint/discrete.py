@@ -65,9 +65,7 @@ def _stats(stepper: AutogradStepper) -> Stats:
 
 def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, ambient: Ambient) -> Outcome:
     program = problem.program
-    with unchanging(state, stepper.captured):
-        program.begin(problem.function, problem.state)
-    weights = probe(program, stepper.captured, state, problem.steps)
+    weights = probe(problem, stepper.captured, state)
     device = state[0].device
     weights.check(problem.budget, device)
     slots = Slots(state)

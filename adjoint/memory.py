@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adjoint.tensors import leaves_of
+from adjoint.tensors import tensors_in
 
 
 def free_bytes(device: torch.device) -> int:
@@ -38,11 +37,11 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.operations.append(str(function))
-        for storage in _storages((args, kwargs or {})):
-            self._known.setdefault(storage._cdata, 0)
+        for storage in _storages((*args, *(kwargs or {}).values())):
+            self._note(storage, 0)  # it was there before
         result = function(*args, **(kwargs or {}))
-        for storage in _storages(result):
-            self._note(storage)
+        for storage in _storages((result,)):
+            self._note(storage, storage.nbytes())
         return result
 
     def restart(self) -> int:
@@ -50,10 +49,10 @@ class Meter(TorchDispatchMode):
         self.peak, self.operations = self.live, []
         return self.live
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _note(self, storage: torch.UntypedStorage, size: int) -> None:
         key = storage._cdata
         if key not in self._known:
-            self._known[key] = size = storage.nbytes()
+            self._known[key] = size
             self.live += size
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._gone, key)
@@ -62,8 +61,6 @@ class Meter(TorchDispatchMode):
         self.live -= self._known.pop(key)
 
 
-def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
+def _storages(values: Iterable[Any]) -> Iterator[torch.UntypedStorage]:
     """Where the numbers of dense tensors lie; sparse ones are not weighed."""
-    for x in leaves_of(tree):
-        if isinstance(x, Tensor) and x.layout == torch.strided:
-            yield x.untyped_storage()
+    return (x.untyped_storage() for x in tensors_in(values) if x.layout == torch.strided)

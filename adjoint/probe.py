@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjoint.autograd import AutogradStepper, Captured, Outputs, Program
+from adjoint.autograd import AutogradStepper, Captured, Outputs
 from adjoint.memory import Meter, free_bytes
-from adjoint.problem import unwritten
+from adjoint.problem import Problem
 from adjoint.tensors import State, Touched, bytes_of, differentiable, refuse_kept
 from revolve import Plan, parse_bytes, plan
 
@@ -72,16 +72,17 @@ PASSING = ("aten.detach", "aten.clone", "aten.alias")
 """Operations that a recorded step and a plain one need in different numbers, and that change no number."""
 
 
-def probe(program: Program, captured: Captured, state: State, steps: int | None) -> Weights:
+def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     """Try step 0 and weigh it.
 
     Raises if it writes to its state, draws random numbers, keeps tensors between calls, uses what was not found, or
     gives other numbers when it is run again.
     """
-    sample = program.sample()
-    stepper = AutogradStepper(sample, captured)
-    outputs = stepper.outputs = _Nowhere(program.outputs, program.label)
+    program, steps = problem.program, problem.steps
     with unchanging(state, captured), torch.enable_grad():
+        program.begin(problem.function, problem.state)
+        stepper = AutogradStepper(program.sample(), captured)
+        outputs = stepper.outputs = _Nowhere(program.outputs, program.label)
         aliases = tuple(x.detach() for x in state)
         with Touched([*aliases, *captured.without]) as touched:
             first = stepper.advance(aliases, 0, 1)
@@ -122,6 +123,7 @@ def _refuse_kept(first: Touched, again: Touched, captured: Captured) -> None:
     for x in again.outside.values():
         if x in first.derived:
             refuse_kept(x, captured.label)
+        captured.vetted.append(x)
 
 
 def _numbers_of(operations: list[str]) -> list[str]:
@@ -144,11 +146,10 @@ def _compare(first: State, second: State, captured: Captured) -> None:
 
 @contextmanager
 def unchanging(state: State, captured: Captured) -> Iterator[None]:
-    """Raise if what runs inside writes to the state or draws random numbers; those drawn are given back."""
+    """Raise if what runs inside draws random numbers; those drawn are given back."""
     generators = _generators(state, captured)
     kept = [get() for get, _ in generators]
-    with unwritten(state, captured.label):
-        yield
+    yield
     drawn = [(restore, old) for (get, restore), old in zip(generators, kept, strict=True) if not _same(get(), old)]
     for restore, old in drawn:
         restore(old)
@@ -164,13 +165,15 @@ def _generators(state: State, captured: Captured) -> list[tuple[Callable[[], Any
     found: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
         (torch.get_rng_state, torch.set_rng_state),
         (random.getstate, random.setstate),
-        (np.random.get_state, np.random.set_state),
+        (partial(np.random.get_state, legacy=False), np.random.set_state),
     ]
     for device in {x.device for x in state if x.is_cuda}:
         found.append((partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)))
     for held in captured.objects:
-        if isinstance(held, (torch.Generator, np.random.RandomState)):
+        if isinstance(held, torch.Generator):
             found.append((held.get_state, held.set_state))
+        elif isinstance(held, np.random.RandomState):
+            found.append((partial(held.get_state, legacy=False), held.set_state))
         elif isinstance(held, random.Random):
             found.append((held.getstate, held.setstate))
         elif isinstance(held, np.random.Generator):
@@ -186,8 +189,6 @@ def _same(a: Any, b: Any) -> bool:
         return np.array_equal(a, b)
     if isinstance(a, dict):
         return all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
     return bool(a == b)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -79,19 +78,6 @@ def check_memory(slots: int | str | None, budget: int | str | None) -> None:
         plan(steps=1, slots=slots)
     if budget is not None:
         parse_bytes(budget, "budget")
-
-
-@contextmanager
-def unwritten(state: State, label: str) -> Iterator[None]:
-    """Raise if what runs inside writes to the state."""
-    watched = [x for x in state if not x.is_inference()]
-    versions = [x._version for x in watched]
-    yield
-    if [x._version for x in watched] != versions:
-        raise RuntimeError(
-            f"{label} changed its state in place; recomputed steps would differ. "
-            f"Return a new tensor instead (y = y * 2, not y.mul_(2))"
-        )
 
 
 class Gradient(Protocol):

@@ -131,14 +131,14 @@ def _lotka_volterra(size: int) -> Case:
 
     hare' = alpha hare - beta hare lynx,    lynx' = delta hare lynx - gamma lynx
 
-    With a size of more than one, so many populations start within 10 % of each other.
+    With a size of more than one, so many populations start within 10 % of each other, and only 1920 is looked at.
     """
     data = pelts()
     observed = torch.tensor([data.hare, data.lynx], dtype=torch.float64).T.log()
-    y0 = observed[0]
+    y0, t = observed[0], _grid(20.0, 21)
     if size > 1:
-        observed = observed[..., None]
-        y0 = observed[0] + 0.1 * _random(2, size, seed=0)
+        y0, t = y0[:, None] + 0.1 * _random(2, size, seed=0), t[[0, -1]]
+        observed = observed[[0, -1], :, None]
 
     def f(t: Tensor, y: Tensor, *logs: Tensor) -> Tensor:
         alpha, beta, gamma, delta = torch.stack(logs).exp().unbind()
@@ -146,9 +146,9 @@ def _lotka_volterra(size: int) -> Case:
         return torch.stack((alpha - beta * lynx, delta * hare - gamma))
 
     def loss(ys: Tensor) -> Tensor:
-        return (ys - observed.to(ys)).square().mean()
+        return (ys[1:] - observed[1:].to(ys)).square().mean() if size > 1 else (ys - observed.to(ys)).square().mean()
 
-    return Case(f, y0, _grid(20.0, 21), _logs(alpha=0.5, beta=0.05, gamma=0.5, delta=0.05), loss)
+    return Case(f, y0, t, _logs(alpha=0.5, beta=0.05, gamma=0.5, delta=0.05), loss)
 
 
 def _gene_ring(size: int) -> Case:

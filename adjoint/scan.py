@@ -11,9 +11,9 @@ from torch import Tensor
 
 from adjoint.autograd import Step
 from adjoint.gradients import gradient_named
-from adjoint.problem import Gradient, Problem, check_memory, unwritten
+from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.progress import Progress, progress_ticker
-from adjoint.tensors import State, Structure, added
+from adjoint.tensors import State, Structure, added, refuse_writing, versions_of
 
 
 class ScanProgram:
@@ -61,7 +61,10 @@ class ScanProgram:
             x = [series[k] for series in self._detached]
             if recording:
                 leaves = tuple(x[i].requires_grad_() for i in self._wanted)
+        versions = versions_of((*state, *x))
         result = f(self._carry.unflatten(state), self._inputs.unflatten(x), *args)
+        if versions_of((*state, *x)) != versions:
+            refuse_writing("step changed its carry or its input")
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(f"step returned {type(result).__name__}; it must return a pair (carry, output)")
         carry = self._carry.flatten(result[0], "the carry that step returned")
@@ -127,7 +130,7 @@ def scan(
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
     check_memory(slots, budget)
     program = ScanProgram(structure, input_structure, series, length)
-    with progress_ticker(progress, length) as tick, unwritten(state, program.label):
+    with progress_ticker(progress, length) as tick:
         problem = Problem(program, (step, args), state, length, slots, budget, wants_final=True, tick=tick)
         outcome = gradient_named(gradient)(problem)
     assert outcome.final is not None

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import pairwise
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from adjoint.gradients import gradient_named
-from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory, unwritten
+from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, explicit_program
 from adjoint.tableaus import METHODS, Tableau
@@ -101,13 +102,13 @@ def solve(
         ys = structure.unflatten([x[None] for x in state])
         return Solution(times, ys, "success", Stats(_Nothing()), None, engine)  # type: ignore[arg-type]
     measure = None if norm is None else lambda leaves: norm(structure.unflatten(leaves))
-    places = tuple(float(x) for x in jumps)
+    places = _jumps(jumps)
     control = Control(Tolerance(rtol, atol, measure), dt, max_steps, _controller(controller), places)
     function = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
     program = explicit_program(tableau, times, structure, start, control)
     steps = steps_of(program)
-    with progress_ticker(progress, steps) as tick, unwritten(state, program.label):
+    with progress_ticker(progress, steps) as tick:
         outcome = how(Problem(program, function, state, steps, slots, budget, tick=tick))
     status = _status(outcome, program.asked.t)
     if throw and status is not None:
@@ -151,6 +152,15 @@ def steps_of(program: ExplicitProgram) -> int | None:
     return program.timeline.steps if program.timeline.done else None
 
 
+def _jumps(jumps: Sequence[float]) -> tuple[float, ...]:
+    if isinstance(jumps, Real):
+        raise TypeError(f"jumps={jumps!r} must be a series of times; for a single one write jumps=({jumps!r},)")
+    for x in jumps:
+        if not math.isfinite(x):
+            raise ValueError(f"jumps holds {x}, which is not a finite time")
+    return tuple(float(x) for x in jumps)
+
+
 def _method(method: str | Tableau) -> Tableau:
     return method if isinstance(method, Tableau) else _named("method", method, METHODS)
 
@@ -161,7 +171,7 @@ def _controller(controller: str | Controller) -> Controller:
 
 def _named(argument: str, name: str, table: Mapping[str, Member]) -> Member:
     """The member of this name; ValueError with the nearest one."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         near = get_close_matches(str(name), table, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"{argument}={name!r} is unknown; {hint}known are {', '.join(map(repr, table))}")
@@ -189,6 +199,9 @@ def _check_numbers(
         numbers = not x.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         if numbers and not bool(torch.isfinite(x).all()):
             raise ValueError("y0 holds a NaN or an infinity; the solve would return nothing else")
+    for name, number in (("rtol", rtol), ("atol", atol), ("dt", dt), ("max_steps", max_steps)):
+        if not isinstance(number, Real | None):
+            raise TypeError(f"{name}={number!r} ({type(number).__name__}) must be a number, such as float({name})")
     if tableau.adaptive:
         if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
             raise ValueError(f"rtol={rtol}, atol={atol}: give positive tolerances, such as rtol=1e-6, atol=1e-9")

@@ -65,6 +65,9 @@ class Structure:
         leaves, spec = pytree.tree_flatten(tree)
         if spec != self.spec:
             raise TypeError(f"{name} has the structure {spec}, expected {self.spec}")
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"{name} holds {leaf!r} ({type(leaf).__name__}); every leaf must be a torch tensor")
         return tuple(leaves)
 
     def unflatten(self, leaves: Sequence[Any]) -> Any:
@@ -75,12 +78,33 @@ def leaves_of(tree: Any) -> list[Any]:
     return pytree.tree_leaves(tree)
 
 
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among these values, and in lists, tuples and dicts among them."""
+    for x in values:
+        if isinstance(x, Tensor):
+            yield x
+        elif isinstance(x, (list, tuple, dict)):
+            yield from (y for y in leaves_of(x) if isinstance(y, Tensor))
+
+
 def map_tree(function: Callable[..., Any], *trees: Any) -> Any:
     return pytree.tree_map(function, *trees)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
+
+
+def versions_of(state: State) -> list[int]:
+    """How often each leaf has been written to."""
+    return [0 if x.is_inference() else x._version for x in state]
+
+
+def refuse_writing(what: str) -> NoReturn:
+    """Raise for a function that writes to its arguments."""
+    raise RuntimeError(
+        f"{what} in place; recomputed steps would differ. Return a new tensor instead (y = y * 2, not y.mul_(2))"
+    )
 
 
 def added(total: Tensor, start: int, part: Tensor) -> Tensor:
@@ -316,7 +340,6 @@ class Touched(TorchFunctionMode):
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.outside: dict[int, Tensor] = {}
-        self._used: set[int] = set()
         self.inside = WeakIdKeyDictionary()
         """What was known, and what was made while the mode was on, as long as somebody holds it."""
         self.derived = WeakIdKeyDictionary()
@@ -325,25 +348,17 @@ class Touched(TorchFunctionMode):
             self.inside[x] = self.derived[x] = True
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(x): x for x in leaves_of((args, kwargs or {})) if _is_plain(x)}
-        outside = {key: x for key, x in given.items() if x not in self.inside}
-        self.outside.update(outside)
+        given = {id(x): x for x in tensors_in((*args, *(kwargs or {}).values())) if _is_plain(x)}
+        self.outside.update((key, x) for key, x in given.items() if x not in self.inside)
         result = function(*args, **(kwargs or {}))
-        made = [x for x in leaves_of(result) if isinstance(x, Tensor)]
+        made = list(tensors_in((result,)))
         derived = any(x in self.derived for x in given.values()) and not _makes_anew(function)
         for x in made:
             if id(x) not in self.outside:
                 self.inside[x] = True
                 if derived and differentiable(x):
                     self.derived[x] = True
-        if made:
-            self._used.update(outside)
         return result
-
-    @property
-    def requiring_grad(self) -> list[Tensor]:
-        """Those from which another tensor was made; to ask for a shape or a number is no use that has a gradient."""
-        return [x for key, x in self.outside.items() if key in self._used and x.requires_grad]
 
 
 def _makes_anew(function: Any) -> bool:
@@ -352,9 +367,9 @@ def _makes_anew(function: Any) -> bool:
     return name.endswith("_like") or name.startswith("new_")
 
 
-def _is_plain(x: Any) -> bool:
-    """Whether it is a tensor, and not one that a torch.func transform inside the function made for the moment."""
-    return isinstance(x, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _is_plain(x: Tensor) -> bool:
+    """Whether it is not a wrapper that a torch.func transform inside the function made for the moment."""
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def leaves_behind(results: Iterable[Tensor]) -> dict[int, Tensor]:

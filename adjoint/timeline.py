@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 
+MOST_STEPS = 10**8
+"""Fixed steps are laid out before the solve, at some 60 bytes each."""
+
+
 class SolveError(RuntimeError):
     """A solve that could not be finished; ``status`` says why, and the numbers say where."""
 
@@ -60,6 +64,8 @@ class FixedTimeline:
         self._points = points[self._order]
         spans = np.diff(self._points)
         ratio = np.ones_like(spans) if dt is None else np.abs(spans) / dt
+        if ratio.sum() > MOST_STEPS:
+            raise ValueError(f"dt={dt} makes {ratio.sum():.3g} steps, whose times fill the memory; give a larger dt")
         self._place(np.maximum(1, np.ceil(ratio * (1 - 1e-12))).astype(np.int64))
 
     def _place(self, counts: np.ndarray) -> None:

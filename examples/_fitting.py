@@ -22,7 +22,7 @@ def minimise(
     bounds: Sequence[tuple[float, float]] | None = None,
     tolerance: float = 1e-12,
 ) -> OptimizeResult:
-    """L-BFGS-B on ``loss(x)``, x shaped like ``start``; value and gradient come from one solve and its reverse sweep."""
+    """L-BFGS-B on ``loss(x)``, x shaped like ``start``; value and gradient from one solve and its reverse sweep."""
 
     def value_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
         x = torch.tensor(flat, dtype=start.dtype).reshape(start.shape).requires_grad_()

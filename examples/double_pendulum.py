@@ -5,9 +5,9 @@ Two rods and two bobs; with d = theta_1 - theta_2, mu = m_2 / m_1 and M = 1 + mu
     l_1 M theta_1'' = mu (g sin theta_2 cos d - sin d (l_2 w_2^2 + l_1 w_1^2 cos d)) - (1 + mu) g sin theta_1
     l_2 M theta_2'' = (1 + mu) (l_1 w_1^2 sin d - g sin theta_2 + g sin theta_1 cos d) + mu l_2 w_2^2 sin d cos d.
 
-A film of three seconds, twenty pictures a second, gives the angles to a hundredth of a radian. Both lengths, the ratio of
-the masses and the first angular velocities are recovered. The motion is chaotic: what the film could not say about them
-grows, and after some seconds the forecast is lost, however good the fit.
+A film of three seconds, twenty pictures a second, gives the angles to a hundredth of a radian. Both lengths, the
+ratio of the masses and the first angular velocities are recovered. The motion is chaotic: what the film could not say
+about them grows, and after some seconds the forecast is lost, however good the fit.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def picture(t: Tensor, seen: Tensor, later: Tensor, runs: Tensor, off: Tensor, f
     tidy(upper, "Second angle: three seconds of film (grey), then a forecast", "", "angle (rad)")
     lower.plot(later, off.clamp(min=1e-4), color=BLUE)
     lower.axhline(NOISE, color=GREY, linestyle=":", linewidth=1)
-    lower.annotate("noise of the film", (8, NOISE), (0, 4), textcoords="offset points", ha="right", color=GREY, fontsize=9)
+    lower.annotate(
+        "noise of the film", (8, NOISE), (0, 4), textcoords="offset points", ha="right", color=GREY, fontsize=9
+    )
     lower.set_yscale("log")
     tidy(lower, "The larger error of the two angles", "time (s)", "error (rad)")
     for axes in (upper, lower):

@@ -2,9 +2,10 @@
 
     dv/dt = v - v^3 / 3 - w + current,      dw/dt = (v + a - b w) / slowness
 
-is the simplest nerve that fires: the voltage v jumps, the recovery w follows slowly (FitzHugh 1961, Biophysical Journal 1,
-445). Only v is seen, 80 times, through noise of a twentieth of its swing. The constants a, b, the slowness and the current are
-recovered by Gauss and Newton's method, and with them the recovery variable that nobody measured, and its nullcline.
+is the simplest nerve that fires: the voltage v jumps, the recovery w follows slowly (FitzHugh 1961, Biophysical
+Journal 1, 445). Only v is seen, 80 times, through noise of a twentieth of its swing. The constants a, b, the slowness
+and the current are recovered by Gauss and Newton's method, and with them the recovery variable that nobody measured,
+and its nullcline.
 """
 
 from __future__ import annotations

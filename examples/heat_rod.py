@@ -1,13 +1,14 @@
 """A heated rod: its conductivity, place by place, from four thermometers.
 
-A rod of 40 cm, insulated along its sides, is heated at the left end for ten minutes and kept at 20 degrees at the right:
+A rod of 40 cm, insulated along its sides, is heated at the left end for ten minutes and kept at 20 degrees at the
+right:
 
     c dT/dt = d/dx (k(x) dT/dx),      k dT/dx = -flux at the left,      T = 20 at the right.
 
-Its conductivity rises and falls along it, as in a rod of two alloys that ran into each other. Four thermometers are read
-once a minute for half an hour, to a twentieth of a degree. The logarithm of k at seven places, linear in between, is
-found by Gauss and Newton's method; one reverse sweep through 720 time steps gives the 124 rows of the Jacobian, here with
-only 20 states kept.
+Its conductivity rises and falls along it, as in a rod of two alloys that ran into each other. Four thermometers are
+read once a minute for half an hour, to a twentieth of a degree. The logarithm of k at seven places, linear in
+between, is found by Gauss and Newton's method; one reverse sweep through 720 time steps gives the 124 rows of the
+Jacobian, here with only 20 states kept.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def picture(seen: Tensor, logarithms: Tensor, deviation: np.ndarray) -> Figure:
     low, high = (logarithms[1] - 2 * torch.tensor(deviation)).exp(), (logarithms[1] + 2 * torch.tensor(deviation)).exp()
     right.vlines(100 * KNOTS, low, high, color=BLUE, linewidth=2, label="two standard errors")
     for n, cell in enumerate(THERMOMETERS):
-        right.axvline(100 * (cell + 0.5) * DX, color=GREY, linewidth=0.8, linestyle="--", label=None if n else "thermometers")
+        right.axvline(
+            100 * (cell + 0.5) * DX, color=GREY, linewidth=0.8, linestyle="--", label=None if n else "thermometers"
+        )
     right.set_ylim(0, 185)
     right.legend(edgecolor="none", framealpha=1, loc="lower left", ncols=2)
     tidy(right, "Conductivity along the rod", "distance from the heated end (cm)", "k (W/m K)")

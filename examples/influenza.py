@@ -1,13 +1,13 @@
 """Influenza in a boarding school, 1978: how many boys one boy infected, and how sure that is.
 
-In January 1978 influenza went through a school of 763 boys (British Medical Journal, 4 March 1978, page 587). Known is how
-many lay in bed on each of 14 days. The model is Kermack and McKendrick's,
+In January 1978 influenza went through a school of 763 boys (British Medical Journal, 4 March 1978, page 587). Known
+is how many lay in bed on each of 14 days. The model is Kermack and McKendrick's,
 
     dS/dt = -contact S I / 763,      dI/dt = contact S I / 763 - recovery I,
 
-from one sick boy on day 0. Two rates are fitted by Gauss and Newton's method, with the Jacobian from one reverse sweep, and
-held against scipy's own fit and against Murray (Mathematical Biology I, 3rd edition, section 10.2): contact 1.66, recovery
-0.44 a day. The contour is drawn from 6561 pairs of rates at once, in one solve.
+from one sick boy on day 0. Two rates are fitted by Gauss and Newton's method, with the Jacobian from one reverse
+sweep, and held against scipy's own fit and against Murray (Mathematical Biology I, 3rd edition, section 10.2):
+contact 1.66, recovery 0.44 a day. The contour is drawn from 6561 pairs of rates at once, in one solve.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def main(out: Path | str | None = None, quick: bool = False) -> Results:
         "contact, published": Recovered(contact, 1.66, 0.05),
         "recovery, published": Recovered(recovery, 0.44, 0.02),
         "infected by the first boy (R0), published": Recovered(first, 3.77, 0.15),
-        "half its 95 % interval, contour against Jacobian": Recovered(float(sure[-1] - sure[0]) / 2, 1.96 * deviation, 0.05),
+        "half its 95 % interval, contour against Jacobian": Recovered(
+            float(sure[-1] - sure[0]) / 2, 1.96 * deviation, 0.05
+        ),
     }
     figure = Figure(figsize=(11.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -97,7 +99,9 @@ def main(out: Path | str | None = None, quick: bool = False) -> Results:
     right.plot(first, 1 / recovery, "o", color=ORANGE, label="best fit")
     right.plot(3.77, 1 / 0.44, "x", color="black", label="Murray")
     right.legend(frameon=False)
-    tidy(right, f"R0 = {first:.2f}, 95 %: {sure[0]:.2f} to {sure[-1]:.2f}", "infected by the first boy (R0)", "days ill")
+    tidy(
+        right, f"R0 = {first:.2f}, 95 %: {sure[0]:.2f} to {sure[-1]:.2f}", "infected by the first boy (R0)", "days ill"
+    )
     save(figure, out, "influenza")
     return confirm(results)
 

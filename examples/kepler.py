@@ -1,10 +1,10 @@
 """Kepler: a planet lost and found, as Ceres was in 1801.
 
-Piazzi watched Ceres for 41 days before it was lost behind the sun; Gauss computed its orbit from these bearings, and on the
-last day of the year it was found again within half a degree of where he had said (Teets & Whitehead 1999, Mathematics
-Magazine 72, 83). Here the bearings are made up from today's elements of Ceres and a circular orbit of the earth, with errors
-of 3 seconds of arc. Nothing but directions is known: the distance is in the earth's own motion. From a circular orbit as
-first guess the six numbers of the orbit are fitted through
+Piazzi watched Ceres for 41 days before it was lost behind the sun; Gauss computed its orbit from these bearings, and
+on the last day of the year it was found again within half a degree of where he had said (Teets & Whitehead 1999,
+Mathematics Magazine 72, 83). Here the bearings are made up from today's elements of Ceres and a circular orbit of the
+earth, with errors of 3 seconds of arc. Nothing but directions is known: the distance is in the earth's own motion.
+From a circular orbit as first guess the six numbers of the orbit are fitted through
 
     r'' = -4 pi^2 r / |r|^3      (astronomical units and years)
 

@@ -2,10 +2,11 @@
 
     h_k = a h_{k-1} + x_k  (a diagonal of complex numbers, each one mode),      y_k = Re(c . h_k)
 
-Modes ring and fade: a = exp(-1/memory + 2 pi i / period), with memories of 60, 600 and 6000 tokens. From the noise that
-goes in and what comes out (with noise of its own), the memories and periods are found. Each step of ``adjoint.scan`` takes
-a chunk of 128 tokens, whose insides are three matrix products, as fast state-space layers do; a step of one token gives the
-same numbers. The gradient does not depend on the slots, bit for bit: only memory and time do.
+Modes ring and fade: a = exp(-1/memory + 2 pi i / period), with memories of 60, 600 and 6000 tokens. From the noise
+that goes in and what comes out (with noise of its own), the memories and periods are found. Each step of
+``adjoint.scan`` takes a chunk of 128 tokens, whose insides are three matrix products, as fast state-space layers do;
+a step of one token gives the same numbers. The gradient does not depend on the slots, bit for bit: only memory and
+time do.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Lynx and hare: a predator-prey model fitted to the fur trade.
 
-The Hudson's Bay Company counted the pelts it bought. For 1900-1920 they show hares and, two years behind them, the lynx
-that eat them. The model is Lotka and Volterra's,
+The Hudson's Bay Company counted the pelts it bought. For 1900-1920 they show hares and, two years behind them, the
+lynx that eat them. The model is Lotka and Volterra's,
 
     dH/dt = birth H - hunting H L,      dL/dt = growth H L - death L,
 
-with four rates and two first populations, fitted to the logarithms of the 42 numbers by Gauss and Newton's method; the
-Jacobian comes from one reverse sweep. The result is held against the same fit made by scipy alone with finite
+with four rates and two first populations, fitted to the logarithms of the 42 numbers by Gauss and Newton's method;
+the Jacobian comes from one reverse sweep. The result is held against the same fit made by scipy alone with finite
 differences, against the published Bayesian analysis (Carpenter 2018, Stan case study "Predator-prey population
 dynamics": posterior means and standard deviations), and, on made-up data, against the truth.
 """

@@ -1,10 +1,10 @@
 """A numpy simulation with a transpose of its own, driven by ``revolve`` alone: no torch anywhere.
 
-Burgers' equation u_t + (u^2 / 2)_x = viscosity u_xx on a ring, as weather services do it (4D-Var): 16 stations report the
-wind every tenth step, with noise, and the 128 numbers of the initial state and the viscosity are to be found. The
-simulation is a ``revolve.Stepper``: a step, and beside it the step's transpose. Any schedule drives it, and all give the
-same gradient, bit for bit. Observations belong to the stepper: each step is transposed exactly once, so that is where it
-adds the misfit of its state to the cost and to the cotangent.
+Burgers' equation u_t + (u^2 / 2)_x = viscosity u_xx on a ring, as weather services do it (4D-Var): 16 stations report
+the wind every tenth step, with noise, and the 128 numbers of the initial state and the viscosity are to be found. The
+simulation is a ``revolve.Stepper``: a step, and beside it the step's transpose. Any schedule drives it, and all give
+the same gradient, bit for bit. Observations belong to the stepper: each step is transposed exactly once, so that is
+where it adds the misfit of its state to the cost and to the cotangent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 import scipy.optimize
 from _workbench import BLUE, GREY, ORANGE, Recovered, Results, command_line, confirm, save, tidy
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from revolve import Binomial, Memory, Periodic, Run, Schedule, StoreAll, StoreNothing, verify
 

@@ -2,10 +2,10 @@
 
     x' = (1 - y^2) x - y + u,      y' = x,      minimise the integral of x^2 + y^2 + u^2 over 0 <= t <= 6,
 
-with -0.2 <= u <= 0.8, from x = 0, y = 1. The control is linear between 61 values, which scipy's L-BFGS-B chooses within the
-bounds; the discrete adjoint gives it all 61 derivatives in one reverse sweep, the price being one more state of the
-solve. What comes out is held against Pontryagin's principle: at the optimum u = -lambda_x / 2, cut off at the bounds, where
-the costates lambda solve a boundary value problem (by scipy's solve_bvp).
+with -0.2 <= u <= 0.8, from x = 0, y = 1. The control is linear between 61 values, which scipy's L-BFGS-B chooses
+within the bounds; the discrete adjoint gives it all 61 derivatives in one reverse sweep, the price being one more
+state of the solve. What comes out is held against Pontryagin's principle: at the optimum u = -lambda_x / 2, cut off
+at the bounds, where the costates lambda solve a boundary value problem (by scipy's solve_bvp).
 """
 
 from __future__ import annotations

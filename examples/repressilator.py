@@ -5,9 +5,9 @@ Nature 403, 335). With m the messenger RNAs and p the proteins, time in messenge
 
     dm_i/dt = -m_i + leak + promoter / (1 + p_{i-1}^n),      dp_i/dt = -decay (p_i - m_i),
 
-where p is counted in the number that half shuts a gene. Only the proteins are seen, with 5 % noise. From 102 numbers the
-four rates and the three first proteins come back (the leak, a thousandth of the promoter, only roughly), and with them
-the messengers that nobody measured. Each Gauss-Newton step takes its Jacobian from one reverse sweep.
+where p is counted in the number that half shuts a gene. Only the proteins are seen, with 5 % noise. From 102 numbers
+the four rates and the three first proteins come back (the leak, a thousandth of the promoter, only roughly), and with
+them the messengers that nobody measured. Each Gauss-Newton step takes its Jacobian from one reverse sweep.
 """
 
 from __future__ import annotations

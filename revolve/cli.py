@@ -6,17 +6,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from math import isqrt
 from pathlib import Path
 from typing import Any, NoReturn
 
 from revolve import binomial, plot
-from revolve.actions import Schedule, both_sweeps
+from revolve.actions import both_sweeps
 from revolve.budget import Plan, UniformSweep, counted, format_bytes, parse_bytes, sweep, uniform_sweep
-from revolve.catalogue import SCHEDULES
+from revolve.choose import add_options, schedule_of
+from revolve.compare import LENGTHS, aligned, uniform_table, uniform_text, ways, ways_text
 from revolve.planner import plan
-from revolve.schedules import Binomial, Periodic
+from revolve.schedules import Binomial
 from revolve.trace import letters, trace
 
 DESCRIPTION = """\
@@ -40,7 +42,16 @@ EXAMPLES = {
     "draw": """\
   revolve draw -n 20 -c 3
   revolve draw -n 100 -c 5 --out schedule.png
-  revolve draw -n 50 --schedule periodic --every 10""",
+  revolve draw -n 50 --schedule periodic --every 10
+  revolve draw -n 60 --schedule hrevolve --tiers 2,4:5:5 --out tiers.png""",
+    "table": """\
+  revolve table
+  revolve table -n 48,100,10000
+  revolve table --json""",
+    "compare": """\
+  revolve compare -n 48 --block 4 --slots 12
+  revolve compare -n 100 --block 10 --slots 10
+  revolve compare -n 100 --block 10 --slots 10 --json""",
 }
 WIDEST_TEXT = 200
 WIDEST_PICTURE = 2000
@@ -59,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help(sys.stderr)
         return 2
-    command = {"plan": _plan, "sweep": _sweep, "draw": _draw}[options.command]
+    command = COMMANDS[options.command]
     try:
         print(command(options), flush=True)
     except BrokenPipeError:  # the reader has seen enough; nothing is left to flush at exit
@@ -77,9 +88,9 @@ def _parser() -> Parser:
         epilog=f"examples:\n{EXAMPLES['revolve']}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", metavar="plan | sweep | draw")
+    commands = parser.add_subparsers(dest="command", metavar="plan | sweep | draw | table | compare")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, *, steps: bool = True) -> argparse.ArgumentParser:
         made: argparse.ArgumentParser = commands.add_parser(
             name,
             help=text,
@@ -87,7 +98,8 @@ def _parser() -> Parser:
             epilog=f"examples:\n{EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        made.add_argument("-n", "--steps", type=int, required=True, help="steps in the chain")
+        if steps:
+            made.add_argument("-n", "--steps", type=int, required=True, help="steps in the chain")
         made.add_argument("--json", action="store_true", help="print JSON instead of text")
         return made
 
@@ -103,10 +115,15 @@ def _parser() -> Parser:
     _sizes(many)
 
     drawn = command("draw", "a schedule in time: steps across, time downward, and the life of each slot")
-    drawn.add_argument("-c", "--slots", type=int, help="slots of the binomial schedule")
-    drawn.add_argument("--schedule", choices=list(SCHEDULES), default="binomial", help="default: %(default)s")
-    drawn.add_argument("--every", type=int, help="spacing of the periodic schedule (default: the square root of n)")
+    add_options(drawn)
     drawn.add_argument("--out", type=Path, metavar="FILE", help="write a picture instead of text (png, pdf, svg)")
+
+    listed = command("table", "uniform checkpoints at their best, with binomial ones beside", steps=False)
+    listed.add_argument("-n", "--steps", help="lengths, as 16,64,144 (default: the literature's)")
+
+    fitted = command("compare", "ways to fit a chain into so many slots: uniform, blocks, selective, budget, binomial")
+    fitted.add_argument("-c", "--slots", type=int, required=True, help="slots")
+    fitted.add_argument("--block", type=int, required=True, help="steps in a block, for checkpoints at its boundaries")
     return parser
 
 
@@ -213,7 +230,7 @@ def _surroundings(steps: int, slots: int, r: int) -> list[str]:
         extra = binomial.extra_steps(steps=steps, slots=c)
         repetitions = binomial.repetitions(steps=steps, slots=c)
         rows.append((f"{'> ' if c == slots else ''}{c}", str(repetitions), str(extra), f"{extra / steps:.3g}"))
-    return [*lines, "", *_table(rows)]
+    return [*lines, "", *aligned(rows)]
 
 
 def _sweep(options: argparse.Namespace) -> str:
@@ -234,7 +251,7 @@ def _sweep(options: argparse.Namespace) -> str:
         cells = [row["slots"], row["repetitions"], row["extra_steps"], f"{row['runs'] / made.steps:.3f}", row["saves"]]
         memory = (format_bytes(made.bytes, decimal=decimal),) if sized else ()
         rows.append((*(str(cell) for cell in cells), str(made.report.peak_tapes), *memory))
-    return "\n".join([f"{counted(options.steps, 'step')}, Binomial, and last StoreAll", "", *_table(rows)]) + wrote
+    return "\n".join([f"{counted(options.steps, 'step')}, Binomial, and last StoreAll", "", *aligned(rows)]) + wrote
 
 
 def _row(made: Plan) -> dict[str, Any]:
@@ -290,7 +307,7 @@ def _uniform_lines(made: UniformSweep, decimal: bool, sized: bool) -> list[str]:
     return [
         f"{counted(steps, 'step')}, checkpoints at equal distances: k checkpoints and a segment of {steps}/k states",
         "",
-        *_table(rows),
+        *aligned(rows),
         "",
         f"  Least: k = {least.checkpoints} with {counted(least.states, 'state')}; 2 sqrt({steps}) = {made.bound:.4g}.",
         f"  Every step then runs plainly at most twice; Binomial does that with "
@@ -312,7 +329,7 @@ def _round_numbers(steps: int) -> set[int]:
 
 
 def _draw(options: argparse.Namespace) -> str:
-    schedule = _schedule(options)
+    schedule = schedule_of(options)
     if options.out:
         if options.steps > WIDEST_PICTURE:
             raise ValueError(f"-n {options.steps} is too wide for a picture; give at most {WIDEST_PICTURE} steps")
@@ -329,20 +346,6 @@ def _draw(options: argparse.Namespace) -> str:
     traced = trace(schedule, options.steps)
     legend = "> plain run   o record   < reverse   x record and reverse at once   | state kept"
     return f"{schedule}, {counted(options.steps, 'step')}\n\n{letters(traced)}\n\n{legend}"
-
-
-def _schedule(options: argparse.Namespace) -> Schedule:
-    name = options.schedule
-    if name != "periodic" and options.every is not None:
-        raise ValueError(f"--every {options.every} says nothing to the {name} schedule; give --schedule periodic")
-    if name != "binomial" and options.slots is not None:
-        raise ValueError(f"-c {options.slots} says nothing to the {name} schedule; leave it out, or take binomial")
-    if name == "binomial":
-        if options.slots is None:
-            raise ValueError("how many slots? give -c, for instance -c 3")
-        binomial.check(options.steps, options.slots)
-        return Binomial(options.slots)
-    return Periodic(options.every) if name == "periodic" else SCHEDULES[name]()
 
 
 def _write(figure: Any, path: Path) -> str:
@@ -369,8 +372,18 @@ def _decimal(*sizes: str | None) -> bool:
     return any(size.strip().upper().endswith(("KB", "MB", "GB", "TB")) for size in sizes if size)
 
 
-def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    """Columns aligned to the right."""
-    rows = list(rows)
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+def _table(options: argparse.Namespace) -> str:
+    lengths = LENGTHS if options.steps is None else [_integer("--steps", part) for part in options.steps.split(",")]
+    made = uniform_table(lengths)
+    return json.dumps([asdict(row) for row in made], indent=2) if options.json else uniform_text(made)
+
+
+def _compare(options: argparse.Namespace) -> str:
+    made = ways(options.steps, options.slots, options.block)
+    if options.json:
+        return json.dumps([asdict(way) | {"schedule": str(way.schedule)} for way in made], indent=2)
+    head = f"{counted(options.steps, 'step')} in {counted(options.slots, 'slot')}, blocks of {options.block}"
+    return f"{head}\n\n{ways_text(made, options.steps)}"
+
+
+COMMANDS = {"plan": _plan, "sweep": _sweep, "draw": _draw, "table": _table, "compare": _compare}

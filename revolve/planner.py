@@ -56,8 +56,8 @@ class OpenPlan:
         slots = self.schedule.slots
         reach = binomial.beta(slots=slots, repetitions=2) + 1
         return (
-            f"{text}, with {counted(slots, 'state')} kept. Up to {reach} steps it runs no step more than if the end had "
-            f"been known, but the last one once; beyond that a few per cent more."
+            f"{text}, with {counted(slots, 'state')} kept. Up to {reach} steps it runs no step more than if the "
+            f"end had been known, but the last one once; beyond that a few per cent more."
         )
 
     __str__ = explain
@@ -127,9 +127,10 @@ def plan(
     x_0 included, or ``"all"``: every tape is kept. ``budget``: bytes, or text like ``"512 MiB"``; it covers all that
     :class:`Plan` counts and needs ``state_bytes`` and ``tape_bytes``. Everything is recorded if all tapes fit, else the
     states share what one tape leaves; with ``mixed`` tapes share it too. ``costs``: one for each step, with a sequence
-    of sizes each, if the steps differ. ``tiers``: memories with prices, the fastest first; the first one holds tapes and
-    the rest as well. ``prices``: measured seconds (:func:`calibrate`), for the predicted time; the price of a run that
-    the tiers' are weighed against. Raises ValueError, naming the smallest budget that works, when nothing fits.
+    of sizes each, if the steps differ. ``tiers``: memories with prices, the fastest first, which also
+    holds tapes and the rest. ``prices``: measured seconds (:func:`calibrate`), for the predicted time, and the price of
+    a run that those of the tiers are weighed against. Raises ValueError, naming the smallest budget that works, when
+    nothing fits.
     """
     if costs is not None:
         if budget is None or slots is not None or tiers is not None:
@@ -243,7 +244,7 @@ def _tiered(steps: int, tiers: Sequence[Storage], state: int, tape: int, working
         )
     if first is None or steps * tape + working <= first:
         return Plan(steps, StoreAll(), state, tape, working, prices=full)
-    rooms = [first - tape - working, *(t.bytes and parse_bytes(t.bytes, "tiers") for t in tiers[1:])]
+    rooms = [first - tape - working, *(None if t.bytes is None else parse_bytes(t.bytes, "tiers") for t in tiers[1:])]
     slots = [steps - 1 if room is None else min(steps - 1, room // state) for room in rooms]
     if steps > 1 and not sum(slots):
         least = tape + working + state
@@ -276,7 +277,10 @@ def calibrate(
     *,
     repeats: int = 3,
 ) -> Prices:
-    """Measured seconds of step 0, run, recorded and reversed, and of a write and a read in each store: least of some."""
+    """Measured seconds of step 0, run, recorded and reversed, and of a write and a read in each store.
+
+    The least of ``repeats`` times each.
+    """
     stores = stores or {}
     step, record, reverse = [], [], []
     write: list[list[float]] = [[] for _ in stores]

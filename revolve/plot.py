@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from revolve.actions import ADVANCE, RECORD, REVERSE, Schedule
+from revolve.actions import ADVANCE, RECORD, REVERSE, Report, Schedule
 from revolve.budget import BINARY, DECIMAL, Plan, UniformSweep, format_bytes
 from revolve.trace import Tape, Trace, trace
 
 COLORS = {ADVANCE: "#0072b2", RECORD: "#d55e00", REVERSE: "#009e73"}
 LABELS = {ADVANCE: "advance", RECORD: "record", REVERSE: "reverse"}
-SLOT = "#b8b8b8"
+TIERS = ("#b8b8b8", "#8fb8de", "#c9a3d4", "#a8c98f", "#e0c068")
+"""The colour of states kept in each tier, the fastest first; then over again."""
 TAPE = "#f2c7a5"
 ACCENT = "#d55e00"
 
@@ -38,21 +40,26 @@ def draw(schedule: Schedule, steps: int) -> Figure:
     _moves(main, traced)
     main.set_ylim(traced.time * 1.01, -traced.time * 0.01)
     report = schedule.price(steps)
-    main.set_title(
-        f"{schedule}: {steps} steps, {report.plain_runs} plain and {report.recorded_runs} recorded runs, "
-        f"at most {report.most_runs} of one step",
-        fontsize=11,
-        loc="left",
-    )
+    head = textwrap.wrap(str(schedule), 100, max_lines=2)
+    runs = f"{steps} steps, {report.plain_runs} plain and {report.recorded_runs} recorded runs, "
+    head.append(f"{runs}at most {report.most_runs} of one step{_moved(report)}")
+    main.set_title("\n".join(head), fontsize=10, loc="left")
     _legend(figure, traced)
     return figure
+
+
+def _moved(report: Report) -> str:
+    if len(report.tiers) < 2:
+        return ""
+    return "; " + ", ".join(f"tier {k}: {tier.saves} writes, {tier.loads} reads" for k, tier in report.tiers.items())
 
 
 def _moves(axes: Axes, traced: Trace) -> None:
     width = max(0.7, min(2.5, 120 / traced.steps))
     band = max(0.8, min(7.0, 200 / traced.steps))
-    lives = [[(life.step, life.begin), (life.step, life.end)] for life in traced.lives]
-    axes.add_collection(LineCollection(lives, colors=SLOT, linewidths=band, capstyle="butt", zorder=1))
+    for tier in reversed(list(traced.slots)):
+        lives = [[(life.step, life.begin), (life.step, life.end)] for life in traced.lives if life.tier == tier]
+        axes.add_collection(LineCollection(lives, colors=_color(tier), linewidths=band, capstyle="butt", zorder=1))
     tapes = [[(tape.step + 0.5, tape.begin), (tape.step + 0.5, tape.end)] for tape in _kept_tapes(traced)]
     axes.add_collection(LineCollection(tapes, colors=TAPE, linewidths=band, capstyle="butt", zorder=1))
     for verb, color in COLORS.items():
@@ -72,6 +79,10 @@ def _moves(axes: Axes, traced: Trace) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _color(tier: int) -> str:
+    return TIERS[tier % len(TIERS)]
+
+
 def _kept_tapes(traced: Trace) -> list[Tape]:
     """The tapes that are not reversed at once."""
     return [tape for tape in traced.tapes if tape.end - tape.begin > 2]
@@ -85,7 +96,7 @@ def _slots(axes: Axes, traced: Trace) -> None:
     for life in traced.lives:
         middle = lane[life.tier, life.slot]
         length = life.end - life.begin
-        axes.bar(middle, length, 0.8, bottom=life.begin, color=SLOT, edgecolor="white", linewidth=0.6)
+        axes.bar(middle, length, 0.8, bottom=life.begin, color=_color(life.tier), edgecolor="white", linewidth=0.6)
         if length > room and len(names) <= 20:
             axes.text(middle, life.begin + length / 2, str(life.step), ha="center", va="center", fontsize=7)
     shown = range(len(names)) if len(names) <= 10 else range(0, len(names), -(-len(names) // 8))
@@ -102,8 +113,9 @@ def _legend(figure: Figure, traced: Trace) -> None:
     handles = [
         Line2D([], [], color=COLORS[verb], linewidth=2, label=LABELS[verb]) for verb in COLORS if verb in present
     ]
-    if traced.lives:
-        handles.append(Line2D([], [], color=SLOT, linewidth=6, label="state kept (number: its step)"))
+    for tier in traced.slots:
+        where = f" in tier {tier}" if len(traced.slots) > 1 or tier else ""
+        handles.append(Line2D([], [], color=_color(tier), linewidth=6, label=f"state kept{where} (number: its step)"))
     if _kept_tapes(traced):
         handles.append(Line2D([], [], color=TAPE, linewidth=6, label="tape kept"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)

@@ -38,6 +38,7 @@ CACHED_STEPS = 20_000
 class Stepper(Protocol[State, Tape, Cotangent]):
     """How to take steps and how to transpose them.
 
+    It never writes to the state it is given, which may be the caller's x_0 or still to be kept: it returns another.
     The stepper owns outputs, cotangents of outputs and parameters; a schedule and its interpreter know none of them.
     """
 
@@ -84,6 +85,7 @@ class Run(Generic[State, Tape, Cotangent]):
         self._first: State | None = None
         self._state: State | None = None
         self._at = -1
+        self._reversed = -1
         self._before: tuple[int, State] | None = None
         self._loaded: tuple[int, int] | None = None
         self._leaving: set[tuple[int, int]] = set()
@@ -102,9 +104,9 @@ class Run(Generic[State, Tape, Cotangent]):
         self.steps = steps
         if steps is not None:
             self._execute(_actions(self.schedule, steps, None), None)
-            assert self._state is not None
-            final, self._state = self._state, None
-            self._at = -1
+            if self._at != steps or self._state is None:
+                raise ValueError(f"{self.schedule}: the first sweep ended at {self._at} of {steps}")
+            final, self._state, self._at = self._state, None, -1
             return final
         return self._find_end()
 
@@ -119,7 +121,10 @@ class Run(Generic[State, Tape, Cotangent]):
         """The reverse sweep: the cotangent of x_0 from that of x_n. Every slot is empty afterwards."""
         if self.steps is None or not (self._states or self._tapes or self._at >= 0):
             raise RuntimeError("there is nothing to reverse: run forward() first (with given=True it may be repeated)")
+        self._reversed = self.steps
         result = self._execute(_actions(self.schedule, self.steps, self.saved), cotangent)
+        if self._reversed != 0:
+            raise ValueError(f"{self.schedule}: the reverse sweep did not reach step 0, but {self._reversed}")
         self._state, self._at, self._loaded = None, -1, None
         self._leave()
         assert result is not None and not self._leaving
@@ -187,7 +192,9 @@ class Run(Generic[State, Tape, Cotangent]):
                     raise ValueError(f"Reverse({a}, {b}) has no cotangent: only the reverse sweep has one")
                 if (a, b) not in tapes:
                     raise ValueError(f"Reverse({a}, {b}): no tape of exactly these steps is held")
-                self._state, self._at = None, -1
+                if b != self._reversed:
+                    raise ValueError(f"Reverse({a}, {b}) when the steps from {self._reversed} on are reversed")
+                self._state, self._at, self._reversed = None, -1, a
                 cotangent = stepper.reverse(tapes.pop((a, b)), cotangent)
                 self._based.pop((a, b), None)
                 if self._leaving:
@@ -225,15 +232,20 @@ class Run(Generic[State, Tape, Cotangent]):
         if (step, tier) in self._leaving:  # saved anew: the old slot goes when the last that uses it lets go
             self._leaving.remove((step, tier))
             self._based = {tape: slot for tape, slot in self._based.items() if slot != (step, tier)}
-        self._stores[tier].save(step, state)
+        try:
+            store = self._stores[tier]
+        except KeyError:
+            raise ValueError(f"Save({step}, tier={tier}): stores holds the tiers {sorted(self._stores)} only") from None
+        store.save(step, state)
         self._states.add((step, tier))
 
     def _load(self, step: int, tier: int) -> None:
         if (step, tier) not in self._states:
             raise ValueError(f"Load({step}, tier={tier}): nothing is kept there")
-        self._state, self._at, self._loaded = None, step, (step, tier)
+        self._state, self._at, self._loaded = None, -1, (step, tier)
         self._leave()
         self._state = self._first if tier == GIVEN else self._stores[tier].load(step)
+        self._at = step
 
     def _drop(self, step: int, tier: int) -> None:
         """A slot is given back when neither the working state nor a tape may share its memory any more."""
@@ -256,7 +268,12 @@ class Run(Generic[State, Tape, Cotangent]):
 
 def _actions(schedule: Schedule, steps: int, saved: Saved | None) -> Iterator[Action | list[int]]:
     """One sweep of a schedule: forward when nothing is saved yet. Short plans are made once and kept as arrays."""
-    if steps > CACHED_STEPS:
+    try:
+        hash(schedule)
+        cached = steps <= CACHED_STEPS
+    except TypeError:  # a schedule with fields that change
+        cached = False
+    if not cached:
         yield from _sweep(schedule, steps, saved)
     else:
         yield from _rows(schedule, steps, saved).tolist()
@@ -297,8 +314,6 @@ class _Counter:
 
     def reverse(self, tape: tuple[int, int], cotangent: int) -> int:
         start, stop = tape
-        if cotangent != stop:
-            raise VerificationError(f"Reverse({start}, {stop}) when the steps from {cotangent} on are reversed")
         self.tapes -= stop - start
         return start
 
@@ -358,8 +373,7 @@ def verify(
         end = run.forward(0, steps if known else None)
         if end != steps or run.steps != steps:
             raise VerificationError(f"the first sweep ended at {end} of {steps}")
-        if run.backward(steps) != 0:
-            raise VerificationError("the reverse sweep did not reach step 0")
+        run.backward(steps)
     except (ValueError, KeyError) as error:
         raise VerificationError(str(error)) from error
     if stepper.tapes or any(store.states for store in stores.values()):

@@ -1,7 +1,7 @@
 """Schedules for a chain in one kind of memory: StoreAll, StoreNothing, Periodic, Binomial.
 
-Each is a frozen dataclass: what to do on the way forward, what to do from whatever is at hand on the way back, and the
-price of both in closed form. A new schedule is one more class and one more line in ``catalogue.py``.
+Each is a frozen dataclass: the way forward, the way back from whatever is at hand, and the price of both in closed
+form. A new schedule is one more class and one more line in ``catalogue.py``.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Periodic:
 
         J / L = alpha a / k + beta (k - 1) / 2 is least at k* = sqrt(2 alpha a / beta).
         """
-        for name, value in (("memory_price", memory_price), ("state_bytes", state_bytes), ("step_price", step_price)):
+        for name, value in {"memory_price": memory_price, "state_bytes": state_bytes, "step_price": step_price}.items():
             if not value > 0:
                 raise ValueError(f"{name}={value} is not a price; give a positive number")
         below = max(1, int(sqrt(2 * memory_price * state_bytes / step_price)))
@@ -175,8 +175,7 @@ class Periodic:
     def price(self, steps: int) -> Report:
         if binomial.whole("steps", steps, least=1) == 1:
             return Binomial(0).price(1)
-        steps = int(steps)
-        every = self.spacing(steps)
+        steps, every = int(steps), self.spacing(steps)
         starts = -(-steps // every)
         top = steps - (starts - 1) * every
         if self.inside == "keep":

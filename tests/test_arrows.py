@@ -31,7 +31,10 @@ ORDER = {
         "budget",
         "planner",
         "trace",
+        "interop",
         "plot",
+        "compare",
+        "choose",
         "cli",
     ),
     "adjoint": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from math import ceil, isqrt, sqrt
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_slots_say_exactly_what_is_kept() -> None:
     assert plan(steps=100, slots=3).report.plain_runs == 490
     assert plan(steps=100, slots="all").schedule == StoreAll()
     assert plan(steps=1, slots=0).bytes == 0
-    assert plan(steps=np.int64(100), slots=np.int64(3)) == plan(steps=100, slots=3)  # type: ignore[arg-type]
+    assert plan(steps=np.int64(100), slots=np.int64(3)) == plan(steps=100, slots=3)  # type: ignore[call-overload]
 
 
 def test_the_predicted_bytes_are_states_tapes_and_the_rest() -> None:
@@ -126,30 +127,30 @@ amounts = st.tuples(st.integers(1, 300), st.integers(0, 500), st.integers(0, 500
 @given(amounts, st.integers(0, 200_000))
 def test_a_budget_buys_the_cheapest_plan_that_fits(amounts: tuple[int, int, int, int, bool], budget: int) -> None:
     steps, state, tape, working, given = amounts
-    sizes = {"state_bytes": state, "tape_bytes": tape, "working_bytes": working, "given": given}
-    schedules = [StoreAll(), *(Binomial(c) for c in range(1, max(steps, 2)))]
-    fitting = [made for made in (Plan(steps, schedule, **sizes) for schedule in schedules) if made.bytes <= budget]  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"state_bytes": state, "tape_bytes": tape, "working_bytes": working, "given": given}
+    schedules: list[Schedule] = [StoreAll(), *(Binomial(c) for c in range(1, max(steps, 2)))]
+    fitting = [made for made in (Plan(steps, schedule, **sizes) for schedule in schedules) if made.bytes <= budget]
     if fitting:
-        made = plan(steps=steps, budget=budget, **sizes)  # type: ignore[arg-type]
+        made = plan(steps=steps, budget=budget, **sizes)
         assert made.bytes <= budget
         assert made.report.plain_runs == min(candidate.report.plain_runs for candidate in fitting)
     else:
         with pytest.raises(ValueError, match="give at least"):
-            plan(steps=steps, budget=budget, **sizes)  # type: ignore[arg-type]
+            plan(steps=steps, budget=budget, **sizes)
 
 
 @given(amounts)
 def test_a_budget_that_is_too_small_is_told_the_smallest_that_works(amounts: tuple[int, int, int, int, bool]) -> None:
     steps, state, tape, working, given = amounts
-    sizes = {"state_bytes": state, "tape_bytes": tape, "working_bytes": working, "given": given}
+    sizes: dict[str, Any] = {"state_bytes": state, "tape_bytes": tape, "working_bytes": working, "given": given}
     try:
-        plan(steps=steps, budget=0, **sizes)  # type: ignore[arg-type]
+        plan(steps=steps, budget=0, **sizes)
     except ValueError as error:
         number, human = str(error).split("give at least ")[1].rstrip(")").split(" bytes (")
-        assert plan(steps=steps, budget=int(number), **sizes).bytes <= int(number)  # type: ignore[arg-type]
-        assert plan(steps=steps, budget=human, **sizes).bytes <= parse_bytes(human)  # type: ignore[arg-type]
+        assert plan(steps=steps, budget=int(number), **sizes).bytes <= int(number)
+        assert plan(steps=steps, budget=human, **sizes).bytes <= parse_bytes(human)
         with pytest.raises(ValueError, match="give at least"):
-            plan(steps=steps, budget=int(number) - 1, **sizes)  # type: ignore[arg-type]
+            plan(steps=steps, budget=int(number) - 1, **sizes)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_a_budget_that_is_too_small_is_told_the_smallest_that_works(amounts: tup
         ),
     ],
 )
-def test_a_wrong_plan_is_named_with_a_way_out(arguments: dict[str, object], sentence: str) -> None:
+def test_a_wrong_plan_is_named_with_a_way_out(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        plan(**arguments)  # type: ignore[arg-type]
+        plan(**arguments)
 
 
 def test_a_plan_is_a_value() -> None:

@@ -744,7 +744,7 @@ def test_what_is_found_gets_its_gradient(name: str, method: str) -> None:
     first = gradients(case_of(make, y0), slots="all", **how)
     assert any(g is not None and g.to_dense().any() for g in expected)
     assert_close(dense(first), dense(expected))
-    for slots in (1, 3, None):
+    for slots in (1, 3):
         assert_same_bits(dense(gradients(case_of(make, y0), slots=slots, **how)), dense(first))
 
 
@@ -757,12 +757,10 @@ def test_what_is_found_gets_its_continuous_gradient(name: str) -> None:
     if name in ("with_ties_and_cut_gradients", "partly_without_grad", "late_in_time", "late_in_a_module"):
         pytest.skip("the gradient of such a function is not that of its solution")
     y0 = None if name != "as_y0_too" else theta()
-    how = {"method": "rk4", "dt": 0.02}
-    try:
-        found = dense(gradients(case_of(FOUND[name], y0), gradient="backsolve", **how))
-    except UntrackedTensorError:
-        return
-    assert_close(found, dense(gradients(case_of(FOUND[name], y0), **how)), 1e-4 / torch.finfo(torch.float64).eps)
+    how = {"method": "rk4", "dt": 0.1}
+    found = dense(gradients(case_of(FOUND[name], y0), gradient="backsolve", **how))
+    expected = dense(gradients(case_of(FOUND[name], y0), **how))
+    assert_close(found, expected, 1e-2 / torch.finfo(torch.float64).eps)
 
 
 def assert_refused(make: Callable[[], Made], error: type[Exception] = UntrackedTensorError, **how: Any) -> str:
@@ -773,26 +771,40 @@ def assert_refused(make: Callable[[], Made], error: type[Exception] = UntrackedT
     return str(refusal.value)
 
 
-@every_method
+@some_methods
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_followed_is_refused(name: str, method: str) -> None:
-    for slots in SLOTS:
+    for slots in (1, "all"):
         text = assert_refused(REFUSED[name], slots=slots, **steps_of(method))
         assert "gradient would be lost" in text and ("args=" in text or "call" in text)
 
 
-@every_method
+@some_methods
 @pytest.mark.parametrize("name", LATE_REFUSED)
 def test_what_is_used_late_and_cannot_be_followed_is_refused(name: str, method: str) -> None:
-    for slots in SLOTS:
+    for slots in (1, "all"):
         assert "gradient would be lost" in assert_refused(LATE_REFUSED[name], slots=slots, **steps_of(method))
+
+
+@every_method
+@pytest.mark.parametrize("slots", [3, None])
+@pytest.mark.parametrize("make", [in_a_class_attribute, late(in_a_class_attribute), behind_a_cache, kept_in_a_dict])
+def test_every_method_refuses_whatever_is_kept(make: Callable[[], Made], method: str, slots: int | str | None) -> None:
+    assert_refused(make, slots=slots, **steps_of(method))
 
 
 @some_methods
 @slots_matter
 @pytest.mark.parametrize("name", LATE_KEPT)
 def test_what_is_kept_late_is_refused(name: str, method: str, slots: int | str | None) -> None:
-    assert_refused(LATE_KEPT[name], RuntimeError, slots=slots, **steps_of(method))  # perhaps by torch: its graph is gone
+    """Perhaps by torch, when it needs a graph again; a tensor kept within one step is no harm."""
+    case = case_of(LATE_KEPT[name])
+    expected = gradients(case_of(LATE_KEPT[name]), gradient="backprop", **steps_of(method))
+    try:
+        found = torch.autograd.grad(loss_of(case.solve(slots=slots, **steps_of(method)).ys), case.wanted)
+    except RuntimeError:
+        return
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if not name.startswith("kept")])
@@ -803,7 +815,7 @@ def test_the_continuous_gradient_refuses_it_too(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if not name.startswith("kept")])
 def test_a_scan_refuses_it_too(name: str) -> None:
-    for slots in SLOTS:
+    for slots in (1, "all"):
         f, wanted = REFUSED[name]()
         with pytest.raises(UntrackedTensorError, match="gradient would be lost"):
             scan(lambda c, x: (f(x, c), c), numbers(3), numbers(4), slots=slots)  # noqa: B023
@@ -933,7 +945,7 @@ def test_replacing_a_tensor_before_the_reverse_sweep_changes_nothing(method: str
 @pytest.mark.parametrize("starts_with_grad", [True, False])
 def test_writing_to_the_state_is_refused(method: str, slots: int | str | None, starts_with_grad: bool) -> None:
     p, y0 = theta(), numbers(3, seed=2).requires_grad_(starts_with_grad)
-    with pytest.raises(RuntimeError, match=r"f changed its state in place.*return a new tensor|leaf Variable"):
+    with pytest.raises(RuntimeError, match=r"f changed its state in place.*Return a new tensor|a leaf Variable"):
         solve(lambda t, y: y.mul_(2) * p, y0, TIMES, slots=slots, **steps_of(method))
 
 
@@ -950,7 +962,7 @@ def test_writing_to_the_state_is_refused_whatever_the_gradient(gradient: str) ->
 @slots_matter
 def test_writing_to_the_state_late_is_refused(method: str, slots: int | str | None) -> None:
     p = theta()
-    with pytest.raises(RuntimeError, match="in-place|in place"):
+    with pytest.raises(RuntimeError, match="f changed its state in place|a leaf Variable that requires grad"):
         solve(lambda t, y: (y.mul_(2) if t > LATE else y) * p, numbers(3), TIMES, slots=slots, **steps_of(method))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from revolve_cases import chain
@@ -36,7 +38,7 @@ def test_an_unknown_length_is_planned_online() -> None:
     assert bytes_made.schedule == Online(8)
     assert bytes_made.at(100).bytes <= 1000
     assert plan(steps=None, slots="all").schedule == StoreAll()
-    with pytest.raises(ValueError, match="budget=100 cannot reverse .*; give at least 350 bytes"):
+    with pytest.raises(ValueError, match=r"budget=100 cannot reverse .*; give at least 350 bytes"):
         plan(steps=None, budget=100, state_bytes=100, tape_bytes=250)
 
 
@@ -55,8 +57,8 @@ def test_steps_that_differ_are_planned_by_their_bytes() -> None:
 
 
 def test_tapes_share_the_budget_when_asked() -> None:
-    sizes = {"state_bytes": 10, "tape_bytes": 20}
-    plain, mixed = (plan(steps=50, budget=100, **sizes, mixed=mixed) for mixed in (False, True))  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"state_bytes": 10, "tape_bytes": 20}
+    plain, mixed = (plan(steps=50, budget=100, **sizes, mixed=mixed) for mixed in (False, True))
     assert plain.schedule == Binomial(8) and isinstance(mixed.schedule, Mixed)
     assert mixed.report.runs < plain.report.runs
     assert mixed.bytes <= 100
@@ -64,20 +66,20 @@ def test_tapes_share_the_budget_when_asked() -> None:
 
 
 def test_tiers_are_weighed_by_their_prices() -> None:
-    sizes = {"state_bytes": 10, "tape_bytes": 20}
-    bounded = plan(steps=250, tiers=[Storage(50), Storage(70, 10.0, 10.0)], **sizes)  # type: ignore[arg-type]
+    sizes: dict[str, Any] = {"state_bytes": 10, "tape_bytes": 20}
+    bounded = plan(steps=250, tiers=[Storage(50), Storage(70, 10.0, 10.0)], **sizes)
     assert isinstance(bounded.schedule, HRevolve)
     assert [tier.slots for tier in bounded.schedule.tiers] == [3, 7]
     assert bounded.seconds == 1040 + 250
     assert bounded.bytes <= 50 and bounded.tier_bytes[1] <= 70
     assert "Tier 1 holds 7 of the states" in bounded.explain()
-    unlimited = plan(steps=60, tiers=[Storage(40), Storage(None, 9.0, 1.0)], **sizes)  # type: ignore[arg-type]
+    unlimited = plan(steps=60, tiers=[Storage(40), Storage(None, 9.0, 1.0)], **sizes)
     assert isinstance(unlimited.schedule, DiskRevolve) and unlimited.seconds == 265
-    dear = plan(steps=60, tiers=[Storage(40), Storage(None, 1e6, 1e6)], **sizes)  # type: ignore[arg-type]
+    dear = plan(steps=60, tiers=[Storage(40), Storage(None, 1e6, 1e6)], **sizes)
     assert dear.schedule == Binomial(2)
-    long = plan(steps=10**6, tiers=[Storage("1 KB"), Storage(None, 9.0, 1.0)], **sizes)  # type: ignore[arg-type]
+    long = plan(steps=10**6, tiers=[Storage("1 KB"), Storage(None, 9.0, 1.0)], **sizes)
     assert isinstance(long.schedule, PeriodicDisk)
-    assert plan(steps=60, tiers=[Storage("1 MB"), Storage(None, 9.0, 1.0)], **sizes).schedule == StoreAll()  # type: ignore[arg-type]
+    assert plan(steps=60, tiers=[Storage("1 MB"), Storage(None, 9.0, 1.0)], **sizes).schedule == StoreAll()
     for made in (bounded, unlimited):
         assert verify(made.schedule, made.steps) == made.report
 
@@ -114,6 +116,6 @@ def test_a_plan_over_tiers_runs() -> None:
         ({"steps": None, "budget": 9, "state_bytes": 0, "tape_bytes": 1}, "state_bytes=0 lets every state be kept"),
     ],
 )
-def test_a_wrong_plan_is_named_with_a_way_out(arguments: dict[str, object], sentence: str) -> None:
+def test_a_wrong_plan_is_named_with_a_way_out(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        plan(**arguments)  # type: ignore[call-overload]
+        plan(**arguments)

@@ -147,7 +147,34 @@ def test_a_trace_keeps_the_time_and_the_slots_of_the_price() -> None:
             assert all(other.end <= life.begin or life.end <= other.begin for other in others)
 
 
+def test_uniform_checkpoints_are_tabled_with_what_they_save(capsys: Capture) -> None:
+    rows = {row["steps"]: row for row in told(capsys, "table")}
+    assert [round(rows[n]["saved"], 1) for n in (16, 64, 144, 256, 1024)] == [50, 75, 83.3, 87.5, 93.8]
+    assert all(row["binomial_runs"] <= row["uniform_runs"] for row in rows.values())
+    assert all(row["binomial_slots"] < row["slots"] for row in rows.values())
+    assert "93.75 %" in said(capsys, "table -n 1024")
+
+
+def test_ways_to_fit_a_chain_are_compared_and_uniform_says_what_it_needs(capsys: Capture) -> None:
+    ways = {way["name"]: way for way in told(capsys, "compare -n 48 --block 4 --slots 12")}
+    assert list(ways) == ["uniform", "block boundaries", "selective", "budget", "binomial"]
+    assert [ways[name]["states"] for name in ways] == [14, 16, 12, 12, 12]
+    assert not ways["uniform"]["fits"] and ways["binomial"]["fits"]
+    assert ways["budget"]["plain_runs"] < ways["binomial"]["plain_runs"]
+    assert "needs 14" in said(capsys, "compare -n 48 --block 4 --slots 12")
+
+
 PICTURES = [
+    "draw -n 40 --schedule online -c 4",
+    "draw -n 40 --schedule bisection",
+    "draw -n 40 --schedule selected --kept 5,20,30",
+    "draw -n 40 --schedule multistage --memory 2 --disk 2",
+    "draw -n 60 --schedule hrevolve --tiers 2,3:2:2,2:5:5",
+    "draw -n 40 --schedule disk -c 2 --write-cost 5 --read-cost 2",
+    "draw -n 40 --schedule periodic-disk -c 2 --write-cost 5 --read-cost 2",
+    "draw -n 40 --schedule mixed -c 6",
+    "draw -n 40 --schedule stages -c 6 --stages 2",
+    "draw -n 6 --schedule differing --costs 1,5,20,20,1,5 --states 3,1,5,8,1,5 --budget 8",
     "sweep -n 1000 -c 1:50",
     "sweep -n 1000 -c 1:50 --state 8MB --tape 40MB",
     "sweep -n 20 -c 1:40",
@@ -194,8 +221,13 @@ BAD = {
     "draw -n 1000 -c 3": "-n 1000 is too wide for text; give --out FILE.png, or at most 200 steps",
     "draw -n 9999 -c 3 --out x.png": "-n 9999 is too wide for a picture; give at most 2000 steps",
     "draw -n 10 --schedule foo": "invalid choice: 'foo'",
-    "draw -n 10 --schedule all -c 3": "-c 3 says nothing to the all schedule",
-    "draw -n 10 -c 3 --every 3": "--every 3 says nothing to the binomial schedule; give --schedule periodic",
+    "draw -n 10 --schedule all -c 3": "-c 3 says nothing to the all schedule; leave it out, or take",
+    "draw -n 10 -c 3 --every 3": "--every 3 says nothing to the binomial schedule; leave it out, or take periodic",
+    "draw -n 10 --schedule hrevolve": "the hrevolve schedule needs --tiers: slots:write:read of each tier",
+    "draw -n 10 --schedule hrevolve --tiers x": "argument --tiers: invalid tier_list value: 'x'",
+    "compare -n 48 --block 0 --slots 12": "block=0 is too small; give at least 1",
+    "compare -n 48 --block 4 --slots 0": "slots=0 cannot reverse 48 steps; give at least 1",
+    "table -n 16,x": "--steps x is not a number",
     "draw -n 10 -c 3 --out nowhere/x.png": "cannot write nowhere/x.png: No such file or directory; give a file in a",
     "draw -n 10 -c 3 --out x.foo": "Format 'foo' is not supported",
 }
@@ -229,7 +261,9 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("command", ["--help", "plan --help", "sweep --help", "draw --help"])
+@pytest.mark.parametrize(
+    "command", ["--help", "plan --help", "sweep --help", "draw --help", "table --help", "compare --help"]
+)
 def test_help_shows_examples_that_work(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adjoint.autograd import Step
 from adjoint.tableaus import Tableau
-from adjoint.tensors import State, Structure, added
+from adjoint.tensors import State, Structure, added, refuse_writing, versions_of
 from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, GridTimeline, SolveError, replayed
 
 Scalar = float | Tensor
@@ -182,6 +182,7 @@ class ExplicitProgram:
             attempt.run(first)
             with torch.no_grad() if recording else nullcontext():
                 error = attempt.error()
+            with torch.no_grad():
                 ratio = tolerance.ratio(error, state, attempt.new)
             accepted = timeline.judge(stop, ratio)
             self._announce("accept" if accepted else "reject", start, state, stop - start)
@@ -201,7 +202,10 @@ class ExplicitProgram:
         """f(t, y) as leaves, of the state's shapes and dtypes."""
         f, args = function
         self.evaluations += 1
+        versions = versions_of(state)
         value = self.structure.flatten(f(t, self.structure.unflatten(state), *args), "the value of f")
+        if versions_of(state) != versions:
+            refuse_writing("f changed its state")
         for x, y in zip(value, state):  # noqa: B905 (the structure has as many leaves)
             if x.shape != y.shape or x.dtype != y.dtype:
                 raise ValueError(

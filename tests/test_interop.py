@@ -1,0 +1,105 @@
+"""Plans as checkpoint_schedules has them: driven by its rules, and back again through our referee."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import checkpoint_schedules as theirs
+import numpy as np
+import pytest
+from revolve_cases import chain, members
+
+from revolve import Binomial, Mixed, Online, Run, Schedule, StoreAll, extra_steps, verify
+from revolve.interop import Exported, Imported, imported
+
+RAM, DISK = theirs.StorageType.RAM, theirs.StorageType.DISK
+
+
+def expressible(schedule: Schedule) -> bool:
+    """Two tiers at most."""
+    return len(getattr(schedule, "tiers", ())) < 3
+
+
+every_schedule = pytest.mark.parametrize("schedule", [s for s in members() if expressible(s)], ids=str)
+
+
+@every_schedule
+def test_a_plan_that_goes_there_and_back_is_the_same_plan(schedule: Schedule) -> None:
+    for steps in (1, 2, 9, 30):
+        report, price = verify(imported(Exported(schedule, steps), steps), steps), schedule.price(steps)
+        assert (report.runs, report.most_runs, report.saves) == (price.runs, price.most_runs, price.saves)
+        assert all(report.tiers[tier].peak_slots <= price.tiers[tier].peak_slots for tier in report.tiers)
+
+
+def driven(actions: Any, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """A gradient by the rules of checkpoint_schedules: data move only through working memory, and Move empties."""
+    stepper, state, cotangent = chain(steps)
+    stored: dict[Any, dict[int, tuple[str, Any]]] = {RAM: {}, DISK: {}}
+    work: tuple[str, Any] | None = ("state", state)
+    tapes: dict[int, Any] = {}
+    for action in actions:
+        match action:
+            case theirs.Forward():
+                assert work is not None and work[0] == "state"
+                if action.write_ics:
+                    stored[action.storage][action.n0] = work
+                if action.write_adj_deps:
+                    end, tape = stepper.record(work[1], action.n0, action.n1)
+                    if action.storage in stored:
+                        stored[action.storage][action.n0] = ("tape", tape)
+                    else:
+                        tapes[action.n1] = tape
+                else:
+                    end = stepper.advance(work[1], action.n0, action.n1)
+                work = ("state", end)
+            case theirs.Reverse():
+                cotangent = stepper.reverse(tapes.pop(action.n1), cotangent)
+                work = None
+            case theirs.Copy() | theirs.Move():
+                kept = stored[action.from_storage][action.n]
+                if isinstance(action, theirs.Move):
+                    del stored[action.from_storage][action.n]
+                if action.to_storage in stored:
+                    stored[action.to_storage][action.n] = kept
+                elif action.to_storage == theirs.StorageType.WORK and kept[0] == "tape":
+                    tapes[action.n + 1] = kept[1]
+                elif action.to_storage == theirs.StorageType.WORK:
+                    work = kept
+            case theirs.EndReverse():
+                break
+    assert not any(stored.values()) and not tapes
+    return cotangent, stepper.gradient
+
+
+@every_schedule
+def test_its_actions_make_the_same_gradient(schedule: Schedule) -> None:
+    for steps in (1, 2, 13):
+        stepper, state, cotangent = chain(steps)
+        run = Run(StoreAll(), stepper)
+        run.forward(state, steps)
+        wanted = run.backward(cotangent)
+        made = Exported(schedule, steps)
+        cotangent, gradient = driven(made, steps)
+        assert np.array_equal(cotangent, wanted) and np.array_equal(gradient, stepper.gradient)
+        assert made.is_exhausted and made.r == steps
+
+
+@pytest.mark.filterwarnings("ignore:Numba not available")
+def test_its_schedules_pass_our_referee_at_our_price() -> None:
+    for steps, slots in ((2, 1), (10, 3), (50, 4), (100, 3)):
+        report = verify(imported(theirs.MultistageCheckpointSchedule(steps, slots, 0), steps), steps, slots=slots)
+        assert report == Binomial(slots).price(steps)
+        report = verify(imported(theirs.MixedCheckpointSchedule(steps, slots, storage=RAM), steps), steps)
+        assert report.runs == Mixed(slots).cost(steps)
+    everything = imported(theirs.SingleMemoryStorageSchedule(), 12)
+    assert isinstance(everything, Imported) and verify(everything, 12) == StoreAll().price(12)
+    assert verify(imported(theirs.TwoLevelCheckpointSchedule(10, 3), 30), 30).plain_runs >= extra_steps(
+        steps=30, slots=6
+    )
+
+
+def test_what_it_cannot_say_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"only 0 \(RAM\) and 1 \(DISK\) exist"):
+        Exported(next(s for s in members() if len(getattr(s, "tiers", ())) == 3), 100)
+    with pytest.raises(ValueError, match="this plan was made for 9 steps; give steps=9"):
+        imported(Exported(Online(3), 9), 9).price(10)
