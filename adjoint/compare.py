@@ -62,7 +62,7 @@ class Way:
     """One way to a gradient at a tolerance."""
 
     name: str
-    solved: Callable[[Case, str, float], Any]
+    solved: Callable[..., Any]
     peer: bool = False
     """Whether it is torchdiffeq's, which has fewer methods."""
 

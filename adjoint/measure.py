@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,7 +103,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def quickest(work: Callable[[], Differentiated], seconds: float = 0.5) -> Differentiated:
+def quickest(work: Callable[[], Differentiated], seconds: float) -> Differentiated:
     """The quickest of up to three repetitions, as many as fit the time."""
     best = work()
     spent = best.seconds
@@ -275,15 +276,24 @@ class Sweep:
 
 
 def sweep(
-    recipe: Recipe, slots: Sequence[int], scales: Scales, *, tick: Callable[[], None] = lambda: None
+    recipe: Recipe,
+    slots: Sequence[int],
+    scales: Scales,
+    *,
+    patience: float = 0.5,
+    tick: Callable[[], None] = lambda: None,
 ) -> Sweep:
-    """The gradient of this recipe with each number of slots, and last with all tapes kept; every one the same bits."""
+    """The gradient of this recipe with each number of slots, and last with all tapes kept; every one the same bits.
+
+    Each is timed as often as fits ``patience`` seconds; ``tick`` is called after each.
+    """
     case = recipe.case()
     rows: list[SweepRow] = []
     expected: dict[str, Tensor] | None = None
-    for number in (*slots, "all"):
+    numbers: tuple[int | str, ...] = (*slots, "all")
+    for number in numbers:
         asked = recipe.but(slots=number, gradient="discrete")
-        result = quickest(lambda asked=asked: asked(case))  # type: ignore[misc]
+        result = quickest(partial(asked, case), patience)
         expected = expected or result.gradient
         assert same_bits(expected, result.gradient), f"slots={number} gave another gradient"
         rows.append(_row(number, result, scales.peak(asked, asked), recipe.adaptive))

@@ -32,15 +32,40 @@ METHODS: dict[str, Tableau] = {
 }
 
 LATER = frozenset(
-    ("explicit_adams", "implicit_adams", "fixed_adams", "scipy_solver", "implicit_euler", "implicit_midpoint")
-    + ("trapezoid", "radauIIA3", "radauIIA5", "gl2", "gl4", "gl6", "sdirk2", "trbdf2")
+    [
+        "explicit_adams",
+        "implicit_adams",
+        "fixed_adams",
+        "scipy_solver",
+        "implicit_euler",
+        "implicit_midpoint",
+        "trapezoid",
+        "radauIIA3",
+        "radauIIA5",
+        "gl2",
+        "gl4",
+        "gl6",
+        "sdirk2",
+        "trbdf2",
+    ]
 )
 """Names of torchdiffeq that are not here yet."""
 
 FIXED_OPTIONS = frozenset(("step_size", "grid_constructor", "interp", "perturb", "norm"))
 ADAPTIVE_OPTIONS = frozenset(
-    ("first_step", "safety", "ifactor", "dfactor", "max_num_steps", "min_step", "max_step")
-    + ("jump_t", "step_t", "dtype", "norm")
+    [
+        "first_step",
+        "safety",
+        "ifactor",
+        "dfactor",
+        "max_num_steps",
+        "min_step",
+        "max_step",
+        "jump_t",
+        "step_t",
+        "dtype",
+        "norm",
+    ]
 )
 CALLBACKS = {"step": "callback_step", "accept": "callback_accept_step", "reject": "callback_reject_step"}
 

@@ -28,7 +28,7 @@ COLORS = {
     "torchdiffeq backprop": GREY,
 }
 MARKERS = {"discrete": "o", "backsolve": "s", "torchdiffeq adjoint": "D", "torchdiffeq backprop": "^"}
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",

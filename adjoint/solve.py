@@ -94,7 +94,7 @@ def solve(
     structure, state = Structure.of(y0, "y0")
     times = checked_times(t, state)
     tableau = _method(method)
-    _check_numbers(state, structure, args, rtol=rtol, atol=atol, dt=dt, max_steps=max_steps, tableau=tableau)
+    _check_numbers(state, args, rtol=rtol, atol=atol, dt=dt, max_steps=max_steps, tableau=tableau)
     check_memory(slots, budget)
     how = gradient_named(gradient)
     engine = "eager: torch operations, one at a time"
@@ -180,7 +180,6 @@ def _named(argument: str, name: str, table: Mapping[str, Member]) -> Member:
 
 def _check_numbers(
     state: State,
-    structure: Structure,
     args: Any,
     *,
     rtol: float,

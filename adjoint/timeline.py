@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 MOST_STEPS = 10**8
 """Fixed steps are laid out before the solve, at some 60 bytes each."""
 

@@ -91,7 +91,7 @@ def picture(patterns: tuple[Tensor, ...], path: np.ndarray, price: revolve.Plan)
     *fields, right = figure.subplots(1, 4, width_ratios=[1, 1, 1, 1.25])
     names = (f"Seen after {price.steps} steps", "First guess", "Recovered")
     for axes, field, name in zip(fields, patterns, names, strict=True):
-        image = axes.imshow(field.detach(), cmap="magma", vmin=0, vmax=0.42)
+        image = axes.imshow(field.detach().numpy(), cmap="magma", vmin=0, vmax=0.42)
         axes.set_title(name, loc="left", fontsize=11)
         axes.set_xticks([])
         axes.set_yticks([])

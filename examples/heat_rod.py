@@ -8,7 +8,7 @@ right:
 Its conductivity rises and falls along it, as in a rod of two alloys that ran into each other. Four thermometers are
 read once a minute for half an hour, to a twentieth of a degree. The logarithm of k at seven places, linear in
 between, is found by Gauss and Newton's method; one reverse sweep through 720 time steps gives the 124 rows of the
-Jacobian, here with only 20 states kept.
+Jacobian, here with only 40 states kept.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def temperatures(logarithms: Tensor, t: Tensor) -> Tensor:
         return (torch.cat((heating, flow[:, :-1]), 1) - flow) * (60 / (CAPACITY * DX))
 
     first = torch.full((len(logarithms), CELLS), ROOM, dtype=torch.float64)
-    return adjoint.solve(change, first, t, method="rk4", dt=2.5 / 60, slots=20).ys
+    return adjoint.solve(change, first, t, method="rk4", dt=2.5 / 60, slots=40).ys
 
 
 def main(out: Path | str | None = None, quick: bool = False) -> Results:

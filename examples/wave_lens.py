@@ -160,7 +160,7 @@ def picture(truth: Tensor, found: Tensor, seen: Tensor, misfits: list[float], pr
 def draw_speeds(row: Sequence[Axes], speeds: tuple[Tensor, ...]) -> None:
     names = ("The lens", "First guess, and a wave on its way", "Recovered from sixteen receivers")
     for axes, speed, name in zip(row, speeds, names, strict=True):
-        image = axes.imshow(speed, vmin=1.4, vmax=1.8, cmap="viridis", origin="lower")
+        image = axes.imshow(speed.numpy(), vmin=1.4, vmax=1.8, cmap="viridis", origin="lower")
         axes.plot(RECEIVERS[1], RECEIVERS[0], "v", color="white", markersize=6, label="receivers")
         axes.plot(SOURCES[1], SOURCES[0], "*", color=ORANGE, markersize=11, label="sources")
         tidy(axes, name, "x (mm)", "y (mm)")
@@ -171,7 +171,7 @@ def draw_speeds(row: Sequence[Axes], speeds: tuple[Tensor, ...]) -> None:
     wave = shots(speeds[1], TIMES[:17]).ys[-1, 0, 0]
     top = float(wave.abs().max())
     for sign, color in ((1, "white"), (-1, "black")):
-        row[1].contour(sign * wave, [0.15 * top, 0.5 * top], colors=color, linewidths=0.8)
+        row[1].contour(sign * wave.numpy(), [0.15 * top, 0.5 * top], colors=color, linewidths=0.8)
 
 
 def draw_traces(axes: Axes, speeds: tuple[Tensor, ...], seen: Tensor) -> None:

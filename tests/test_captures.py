@@ -120,7 +120,7 @@ def in_a_named_tuple() -> Made:
     return lambda t, y: held.fast * y * held.slow, [p]
 
 
-Rates = namedtuple("Rates", "fast slow")  # noqa: PYI024
+Rates = namedtuple("Rates", "fast slow")
 
 
 @found

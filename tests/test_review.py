@@ -170,3 +170,11 @@ def test_a_controlled_solve_warns_of_nothing(gradient):
         warnings.simplefilter("error")
         adjoint.solve(lambda t, y: -rate * y, Y, T, gradient=gradient).ys.sum().backward()
     assert rate.grad is not None
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "backprop"])
+def test_a_right_hand_side_that_is_not_finite_is_named_as_that(gradient):
+    rate = torch.tensor(-1.0, requires_grad=True)
+    with pytest.raises(adjoint.SolveError, match="f is not finite at t=0, step 0") as failure:
+        adjoint.solve(lambda t, y: y * rate.sqrt(), Y, T, gradient=gradient)
+    assert failure.value.status == "nonfinite"

@@ -171,11 +171,15 @@ class ExplicitProgram:
         timeline, tolerance = self.timeline, self.control.tolerance
         assert isinstance(timeline, AdaptiveTimeline)
         first: State | None = None
+        slope: State = ()
         worst = ""
         while True:
             try:
                 start, stop = timeline.propose()
             except SolveError as end:
+                if not all(bool(torch.isfinite(x).all()) for x in slope):
+                    message = f"f is not finite at t={end.t:.6g}, step {end.step}, where y is{worst}"
+                    raise SolveError("nonfinite", message, t=end.t, step=end.step) from None
                 raise SolveError(end.status, str(end) + worst, t=end.t, step=end.step) from None
             self._announce("step", start, state, stop - start)
             attempt = _Attempt(self, function, state, k, start, stop, recording, True)
@@ -191,7 +195,8 @@ class ExplicitProgram:
                 return attempt.finish()
             with torch.no_grad():
                 worst = f"; the largest error is in {tolerance.worst(error, state, attempt.new)}"
-            first = None if attempt.leaf is not None else attempt.slopes[0]
+            slope = attempt.slopes[0]
+            first = None if attempt.leaf is not None else slope
 
     def _announce(self, what: str, start: float, state: State, h: float) -> None:
         if what in self.control.callbacks:
