@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from adjoint.marks import Marks
 from adjoint.stores import Slots
 from adjoint.tensors import Reach, State, Touched, differentiable, leaves_behind, refuse, refuse_kept
 from revolve import Run
@@ -130,6 +131,15 @@ class Captured:
         """Everything that the function reaches."""
         return self._reach.objects
 
+    def check_unwritten(self) -> None:
+        """Raise if the function itself writes to a tensor that it holds."""
+        for name, x, version in self._versions:
+            if x._version != version:
+                raise RuntimeError(
+                    f"{self.label} changes {name} (shape {tuple(x.shape)}) in place; recomputed steps would differ. Put "
+                    f"modules that keep statistics in eval() mode, or make the tensor a part of the state"
+                )
+
     def check(self) -> None:
         """Raise if a tensor changed since it was first used: the recomputed steps would be others."""
         for name, x, version in self._versions:
@@ -196,6 +206,7 @@ class AutogradStepper:
     def __init__(self, program: Program, captured: Captured) -> None:
         self.program, self.captured = program, captured
         self.outputs = Outputs(program.outputs, program.label)
+        self.marks = Marks(program.label)
         self.frontier = 0
         """Steps below it have been run: their outputs are not written again, their captures are known."""
         self.plain_runs = self.recorded_runs = 0
@@ -220,10 +231,12 @@ class AutogradStepper:
         entry = state
         with torch.set_grad_enabled(self.tracking):
             for k in range(start, stop):
-                step = self.program.step(self.captured.plain, k, state, False, k >= self.frontier)
-                if k >= self.frontier:
+                first = k >= self.frontier
+                step = self.program.step(self.captured.plain, k, state, False, first)
+                if first:
                     self._first_time(k, state, step, ())
                 state = _settled(step.state)
+                self._pass_by(k + 1, state, first)
         self.plain_runs += stop - start
         return _apart(state, entry)
 
@@ -245,13 +258,19 @@ class AutogradStepper:
                 if self.most_tapes is not None and k >= self.most_tapes:
                     raise TooManyTapes(state, k)
                 leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)
+                first = k >= self.frontier
                 step = self._recorded_step(k, leaves)
-                if k >= self.frontier:
+                if first:
                     self._first_time(k, state, step, leaves)
                 tape.append(Recorded(leaves, step))
                 state = _settled(step.state)
+                self._pass_by(k + 1, state, first)
         self.recorded_runs += stop - start
         return _apart(state, entry), tape
+
+    def _pass_by(self, step: int, state: State, first: bool) -> None:
+        if self.tracking:
+            self.marks.pass_by(step, state, first)
 
     def _recorded_step(self, k: int, leaves: State) -> Step:
         """One recorded run. Were tensors put where the function looks, it is watched: it may have kept one itself."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from adjoint.measure import Differentiated, Recipe, Scales, differentiate, finite, how_weighed, norm, quickest
+from adjoint.measure import Differentiated, Recipe, Scales, differentiate, finite, how_weighed, norm, power, quickest
 from adjoint.problems import Case
 from adjoint.solve import Solution, solve
 from adjoint.timeline import SolveError
@@ -176,7 +176,7 @@ class Comparison:
         if self.agreement > min(self.tolerances):
             return (
                 f"the two reference gradients of {self.recipe.problem} agree to {self.agreement:.1e} only, "
-                f"which is no better than the tolerance {min(self.tolerances):.0e}"
+                f"which is no better than the tolerance {power(min(self.tolerances))}"
             )
         if self.recipe.named.dissipative and not self.least_ratio > THOUSANDFOLD:
             return (

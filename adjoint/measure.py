@@ -314,6 +314,11 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+def power(number: float) -> str:
+    """A power of ten without the zero that Python writes: 1e-7."""
+    return f"{number:.0e}".replace("e-0", "e-")
+
+
 def finite(number: float) -> float | None:
     """The number, or None where JSON has no word for it."""
     return number if isfinite(number) else None

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from adjoint.compare import Comparison, Row
-from adjoint.measure import TENSORS, Sweep, SweepRow
+from adjoint.measure import TENSORS, Sweep, SweepRow, power
 from adjoint.problems import Pelts
 from revolve.budget import BINARY, format_bytes
 
@@ -40,7 +40,7 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.5,
     "lines.linewidth": 1.6,
-    "lines.markersize": 5,
+    "lines.markersize": 5.5,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "figure.constrained_layout.use": True,
@@ -72,17 +72,18 @@ def fit(data: Pelts, years: np.ndarray, hare: np.ndarray, lynx: np.ndarray) -> F
     left, right = figure.subplots(1, 2, width_ratios=[1.75, 1])
     for name, observed, curve, color in (("hare", data.hare, hare, BLUE), ("lynx", data.lynx, lynx, ORANGE)):
         left.plot(years, curve, color=color, label=f"{name}, fitted")
-        left.plot(data.year, observed, "o", color=color, markeredgecolor="white", label=f"{name}, observed")
+        left.plot(data.year, observed, "o", color=color, markersize=6, mec="white", label=f"{name}, observed")
     left.set(xlabel="year", ylabel="pelts (thousands a year)", title="Hudson Bay Company pelts and a Lotka-Volterra model")
     left.set_ylim(0, 1.22 * max(*data.hare, *data.lynx))
     left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=11))
     left.legend(loc="upper left", ncols=2, columnspacing=1.2)
     right.plot(hare, lynx, color=GREEN)
     right.plot(data.hare, data.lynx, color=GREY, linewidth=0.7, marker="o", markersize=4, markeredgecolor="white")
-    for year in (data.year[0], data.year[10], data.year[-1]):
-        k = data.year.index(year)
-        right.annotate(str(year), (data.hare[k], data.lynx[k]), (5, 4), textcoords="offset points", fontsize=8)
-    right.set(xlabel="hare (thousands)", ylabel="lynx (thousands)", title="One against the other", xlim=0, ylim=0)
+    for k in (0, 4, 13):
+        place = (data.hare[k], data.lynx[k])
+        right.annotate(str(data.year[k]), place, (6, -3), textcoords="offset points", fontsize=8, color="0.3")
+    right.set(xlabel="hare (thousands a year)", ylabel="lynx (thousands a year)", title="One against the other")
+    right.set(xlim=(0, 1.15 * max(data.hare)), ylim=(0, 1.22 * max(data.lynx)))
     right.legend(
         handles=[Line2D([], [], color=GREEN, label="fitted"), Line2D([], [], color=GREY, marker="o", label="observed")]
     )
@@ -109,30 +110,26 @@ def _memory(axes: Axes, sweep: Sweep) -> None:
     def found(row: SweepRow) -> tuple[float, float]:
         return (row.measured_bytes or 0) / factor, 1 + row.counted_runs / sweep.steps
 
-    axes.plot(*zip(*map(predicted, rows), strict=True), color=BLUE, label="predicted, with slots")
-    axes.plot(*zip(*map(found, rows), strict=True), "o", color=BLUE, mfc="white", label="measured, with slots")
-    axes.plot(*predicted(everything), "+", color=ORANGE, markersize=11, mew=1.6, label="predicted, every tape kept")
-    axes.plot(*found(everything), "o", color=ORANGE, mfc="white", label="measured, every tape kept")
+    axes.plot(*zip(*map(predicted, rows), strict=True), color=BLUE)
+    axes.plot(*zip(*map(found, rows), strict=True), "o", color=BLUE, mfc="white")
+    axes.plot(*predicted(everything), "|", color=ORANGE, markersize=11, mew=1.6)
+    axes.plot(*found(everything), "o", color=ORANGE, mfc="white")
     for row in _spread(rows):
-        axes.annotate(
-            f"{row.slots} slot{'s' * (row.slots != 1)}",
-            found(row),
-            (8, 1),
-            textcoords="offset points",
-            fontsize=8,
-            color="0.3",
-            va="center",
-        )
-    axes.annotate("every tape", found(everything), (0, 9), textcoords="offset points", fontsize=8, color="0.3", ha="center")
+        name = f"{row.slots} slot{'s' * (row.slots != 1)}"
+        left = min(found(row)[0], predicted(row)[0]), found(row)[1]
+        axes.annotate(name, left, (-8, 0), textcoords="offset points", fontsize=8, color="0.3", ha="right", va="center")
+    axes.annotate("every tape kept", found(everything), (0, 9), textcoords="offset points", color=ORANGE, ha="center")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(0.85, None)
-    axes.margins(x=0.12)
-    what = "tensors" if sweep.weighed == TENSORS else "process"
-    axes.set(xlabel=f"memory ({unit}, {what})", ylabel="forward runs a step, recorded run included")
+    axes.set_ylim(0.85, 1.1 * max(predicted(row)[1] for row in sweep.rows))
+    axes.margins(x=0.16)
+    axes.set(xlabel=f"memory ({unit})", ylabel="forward runs a step, recorded run included")
     axes.set_title(f"Memory against recomputation: {sweep.recipe.problem}, {sweep.steps} steps")
     _plain_numbers(axes.xaxis, axes.yaxis)
-    axes.legend(loc="upper right")
+    what = "tensors" if sweep.weighed == TENSORS else "resident memory"
+    line = Line2D([], [], color=GREY, label="predicted: tensors and torch's graph")
+    dots = Line2D([], [], color=GREY, linestyle="", marker="o", mfc="white", label=f"measured: {what}")
+    axes.legend(handles=[line, dots], loc="upper right")
 
 
 def _spread(rows: Sequence[SweepRow]) -> list[SweepRow]:
@@ -180,13 +177,13 @@ def compare(*comparisons: Comparison) -> Figure:
         error.xaxis.set_major_locator(FixedLocator(comparison.tolerances))
         error.xaxis.set_minor_locator(NullLocator())
         _errors(time, comparison, lambda row: row.seconds)
-        time.set(xlabel="time of one gradient (seconds)", title="error against time")
+        time.set(xlabel="time of one gradient (seconds)", title="Error against time")
         time.sharey(error)
         _plain_numbers(time.xaxis)
         _bars(memory, comparison)
     names = [name for name in comparisons[0].names if name in COLORS]
     handles = [Line2D([], [], color=COLORS[name], marker=MARKERS[name], mec="white", label=name) for name in names]
-    handles.append(Line2D([], [], color="0.6", linestyle=":", linewidth=1.2, label="the two references differ"))
+    handles.append(Line2D([], [], color="0.6", linestyle=":", linewidth=1.2, label="difference of the two reference gradients"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 
@@ -217,8 +214,8 @@ def _bars(axes: Axes, comparison: Comparison) -> None:
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.28)
-    what = "tensors" if comparison.weighed == TENSORS else "process"
-    axes.set(xlabel=f"memory ({unit}, {what})", title=f"memory at tolerance {tightest:.0e}")
+    what = "of tensors" if comparison.weighed == TENSORS else "of resident memory"
+    axes.set(xlabel=f"{unit} {what}", title=f"Memory at tolerance {power(tightest)}")
 
 
 def _plain_numbers(*axes: Axis) -> None:

@@ -86,6 +86,7 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
         aliases = tuple(x.detach() for x in state)
         with Touched([*aliases, *captured.without]) as touched:
             first = stepper.advance(aliases, 0, 1)
+        captured.check_unwritten()
         for x in touched.outside.values():
             captured.watch(f"a tensor that {captured.label} uses", x)
     with Meter() as meter, torch.enable_grad():

@@ -14,7 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from adjoint.compare import Comparison, Row
-from adjoint.measure import RESIDENT, Sweep
+from adjoint.measure import RESIDENT, Sweep, power
 from revolve.budget import format_bytes
 
 SHOWN = 4
@@ -78,8 +78,8 @@ def sweep_table(sweep: Sweep) -> RenderableType:
 def compare_table(comparison: Comparison) -> RenderableType:
     """The error of each gradient by tolerance, and its price at the tightest."""
     tolerances = comparison.tolerances
-    price = f"at {tolerances[-1]:.0e}:\n"
-    headings = [f"error at\n{tolerance:.0e}" for tolerance in tolerances]
+    price = f"at {power(tolerances[-1])}:\n"
+    headings = [f"error at\n{power(tolerance)}" for tolerance in tolerances]
     made = table("gradient", *headings, f"{price}time", "\nmemory", "\nevaluations")
     for name in comparison.names:
         rows = comparison.of(name)
@@ -89,7 +89,7 @@ def compare_table(comparison: Comparison) -> RenderableType:
         f"Backsolve is at least {comparison.least_ratio:.3g} times as wrong as the discrete adjoint at equal tolerance.",
         f"Memory: {comparison.weighed}.",
     ]
-    lines += [f"{row.way} at {row.tolerance:.0e}: {row.failure}" for row in comparison.rows if row.failure]
+    lines += [f"{row.way} at {power(row.tolerance)}: {row.failure}" for row in comparison.rows if row.failure]
     return Group(made, note("\n".join(lines)))
 
 

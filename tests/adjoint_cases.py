@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from adjoint import METHODS, Solution, solve
 
-TIMES = (0.0, 0.3, 0.7, 1.2)
+TIMES = (0.0, 0.5, 1.2)
 FIXED = [name for name, tableau in METHODS.items() if not tableau.adaptive]
 ADAPTIVE = [name for name, tableau in METHODS.items() if tableau.adaptive]
 MEMORY: tuple[dict[str, Any], ...] = (
@@ -36,7 +36,7 @@ def steps_of(method: str) -> dict[str, Any]:
     """Few steps: laws about gradients hold for any step size."""
     if METHODS[method].adaptive:
         return {"method": method, "rtol": 1e-2, "atol": 1e-3}
-    return {"method": method, "dt": 0.22}
+    return {"method": method, "dt": 0.27}
 
 
 @dataclass
@@ -70,14 +70,16 @@ def gradients(case: Case, **how: Any) -> list[Tensor | None]:
 
 def assert_close(found: Sequence[Tensor | None], expected: Sequence[Tensor | None], places: float = ROUNDING) -> None:
     """Equal but for rounding, relative to the largest entry; None and zero are the same gradient."""
-    coarse = max(torch.finfo(x.dtype).eps for x in expected if x is not None)
+    coarse = max(torch.finfo(x.dtype).eps for x in expected if x is not None and (x.is_floating_point() or x.is_complex()))
     for a, b in zip(found, expected, strict=True):
         if a is None or b is None:
             rest = a if b is None else b
             assert rest is None or not rest.any()
         else:
             assert a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-            if b.numel():
+            if not (b.is_floating_point() or b.is_complex()):
+                assert torch.equal(a, b)
+            elif b.numel():
                 assert float((a - b).abs().max()) <= places * coarse * float(b.abs().max())
 
 
@@ -221,7 +223,7 @@ def network(on: torch.device) -> Case:
 @problem
 def backwards(on: torch.device) -> Case:
     """From a later time to an earlier one."""
-    p, y0, t = leaf(3, seed=1, on=on), leaf(3, seed=2, on=on), times(on, 1.2, 0.7, 0.3, -0.1)
+    p, y0, t = leaf(3, seed=1, on=on), leaf(3, seed=2, on=on), times(on, 1.2, 0.7, -0.1)
     return Case(lambda t, y: p * torch.cos(t) * y, y0, t, [p, y0, t])
 
 

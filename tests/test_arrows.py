@@ -44,6 +44,7 @@ ORDER = {
         "stores",
         "progress",
         "memory",
+        "marks",
         "autograd",
         "problem",
         "probe",

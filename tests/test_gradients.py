@@ -143,8 +143,8 @@ def test_two_losses_over_one_solution_add_up(method: str) -> None:
     case = PROBLEMS["vector"](CPU)
     ys = case.solve(slots=2, **steps_of(method)).ys
     one = torch.autograd.grad(ys[1].sum(), case.wanted, retain_graph=True)
-    other = torch.autograd.grad((ys[3] ** 2).sum(), case.wanted, retain_graph=True)
-    both = torch.autograd.grad(ys[1].sum() + (ys[3] ** 2).sum(), case.wanted)
+    other = torch.autograd.grad((ys[2] ** 2).sum(), case.wanted, retain_graph=True)
+    both = torch.autograd.grad(ys[1].sum() + (ys[2] ** 2).sum(), case.wanted)
     assert_close([a + b for a, b in zip(one, other, strict=True)], both)
 
 
