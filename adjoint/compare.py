@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
-from adjoint.measure import Differentiated, Recipe, Scales, differentiate, finite, how_weighed, norm, power, quickest
+from adjoint.measure import Differentiated, Recipe, Scales, differentiate, how_weighed, norm, power, quickest
 from adjoint.problems import Case
 from adjoint.solve import Solution, solve
 from adjoint.timeline import SolveError
@@ -19,6 +19,7 @@ from adjoint.timeline import SolveError
 TIGHTER = 1e-3
 """The tolerance of both reference gradients, over the tightest that is compared."""
 THOUSANDFOLD = 1000.0
+ROUNDING = 2.0**-52
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ def by_torchdiffeq(case: Case, method: str, tolerance: float, adjoint: bool, **o
         return case.f(t, y, *case.args)
 
     more: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "method": method, "options": options}
-    ys = odeint_adjoint(f, case.y0, case.t, adjoint_params=case.args, **more) if adjoint else odeint(
-        f, case.y0, case.t, **more
+    ys = (
+        odeint_adjoint(f, case.y0, case.t, adjoint_params=case.args, **more)
+        if adjoint
+        else odeint(f, case.y0, case.t, **more)
     )
     return Counted(ys, calls)
 
@@ -135,8 +138,8 @@ class Row:
         return {
             "way": self.way,
             "tolerance": self.tolerance,
-            "error": finite(self.error),
-            "seconds": finite(self.seconds),
+            "error": self.error,
+            "seconds": self.seconds,
             "evaluations": self.evaluations,
             "bytes": self.bytes,
             "failure": self.failure or None,
@@ -168,7 +171,7 @@ class Comparison:
     def least_ratio(self) -> float:
         """By how many times backsolve is more wrong than the discrete adjoint, at the tolerance where it is least."""
         pairs = zip(self.of("backsolve"), self.of("discrete"), strict=True)
-        return min(continuous.error / discrete.error for continuous, discrete in pairs)
+        return min(continuous.error / max(discrete.error, ROUNDING) for continuous, discrete in pairs)
 
     @property
     def verdict(self) -> str:
@@ -191,7 +194,7 @@ class Comparison:
             "method": self.method,
             "reference_agreement": self.agreement,
             "memory": self.weighed,
-            "least_ratio": finite(self.least_ratio),
+            "least_ratio": self.least_ratio,
             "rows": [row.facts() for row in self.rows],
         }
 

@@ -61,7 +61,6 @@ class Fit:
         rates = {name.removeprefix("log_"): x.item() for name, x in self.case.parameters.items()}
         return {name: exp(x) for name, x in ({"hare in 1900": hare, "lynx in 1900": lynx} | rates).items()}
 
-
     def populations(self, times: Tensor) -> np.ndarray:
         """Hares and lynxes at these years after 1900, shape (times, 2)."""
         with torch.no_grad():
@@ -168,7 +167,7 @@ def demonstrate(say: Callable[..., None], progress: bool) -> Demonstration:
         recipe = Recipe(MODEL, POPULATIONS)
         say(f"[bold]2  Slots against recomputation: the same model, {POPULATIONS} populations at once[/]\n")
         with bar("sweeping slots", len(SLOTS) + 1, progress) as tick:
-            swept = sweep(recipe, SLOTS, scales, patience=0, tick=tick)
+            swept = sweep(recipe, SLOTS, scales, patience=0.3, tick=tick)
         say(tables.sweep_table(swept))
         say("[bold]3  Discrete against continuous adjoint, at equal tolerance[/]\n")
         compared = []

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -317,11 +316,6 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def power(number: float) -> str:
     """A power of ten without the zero that Python writes: 1e-7."""
     return f"{number:.0e}".replace("e-0", "e-")
-
-
-def finite(number: float) -> float | None:
-    """The number, or None where JSON has no word for it."""
-    return number if isfinite(number) else None
 
 
 def norm(tensors: Iterable[Tensor]) -> float:

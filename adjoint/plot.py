@@ -73,7 +73,9 @@ def fit(data: Pelts, years: np.ndarray, hare: np.ndarray, lynx: np.ndarray) -> F
     for name, observed, curve, color in (("hare", data.hare, hare, BLUE), ("lynx", data.lynx, lynx, ORANGE)):
         left.plot(years, curve, color=color, label=f"{name}, fitted")
         left.plot(data.year, observed, "o", color=color, markersize=6, mec="white", label=f"{name}, observed")
-    left.set(xlabel="year", ylabel="pelts (thousands a year)", title="Hudson Bay Company pelts and a Lotka-Volterra model")
+    left.set(
+        xlabel="year", ylabel="pelts (thousands a year)", title="Hudson Bay Company pelts and a Lotka-Volterra model"
+    )
     left.set_ylim(0, 1.22 * max(*data.hare, *data.lynx))
     left.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=11))
     left.legend(loc="upper left", ncols=2, columnspacing=1.2)
@@ -123,13 +125,18 @@ def _memory(axes: Axes, sweep: Sweep) -> None:
     axes.set_yscale("log")
     axes.set_ylim(0.85, 1.1 * max(predicted(row)[1] for row in sweep.rows))
     axes.margins(x=0.16)
-    axes.set(xlabel=f"memory ({unit})", ylabel="forward runs a step, recorded run included")
-    axes.set_title(f"Memory against recomputation: {sweep.recipe.problem}, {sweep.steps} steps")
+    axes.set(xlabel=f"memory ({unit})", ylabel=f"forward runs of each of the {sweep.steps} steps")
+    axes.set_title(f"{_what(sweep)}: memory against recomputation")
     _plain_numbers(axes.xaxis, axes.yaxis)
     what = "tensors" if sweep.weighed == TENSORS else "resident memory"
     line = Line2D([], [], color=GREY, label="predicted: tensors and torch's graph")
     dots = Line2D([], [], color=GREY, linestyle="", marker="o", mfc="white", label=f"measured: {what}")
     axes.legend(handles=[line, dots], loc="upper right")
+
+
+def _what(sweep: Sweep) -> str:
+    problem, size = sweep.recipe.named, sweep.recipe.size
+    return problem.name if size is None else f"{problem.name}, {size:,} {problem.size_is}"
 
 
 def _spread(rows: Sequence[SweepRow]) -> list[SweepRow]:
@@ -155,12 +162,13 @@ def _time(axes: Axes, sweep: Sweep) -> None:
         ha="right",
         va="top",
         color=ORANGE,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )
     axes.set_xscale("log")
     axes.set_yscale("log")
     lowest, highest = min(row.seconds for row in sweep.rows), max(row.seconds for row in sweep.rows)
     axes.set_ylim(0.6 * lowest, 1.5 * highest)
-    axes.set(xlabel="slots", ylabel="time of one gradient (seconds)", title="Time")
+    axes.set(xlabel="slots", ylabel="time of one gradient (seconds)", title="Time against slots")
     _plain_numbers(axes.xaxis, axes.yaxis)
 
 
@@ -183,7 +191,9 @@ def compare(*comparisons: Comparison) -> Figure:
         _bars(memory, comparison)
     names = [name for name in comparisons[0].names if name in COLORS]
     handles = [Line2D([], [], color=COLORS[name], marker=MARKERS[name], mec="white", label=name) for name in names]
-    handles.append(Line2D([], [], color="0.6", linestyle=":", linewidth=1.2, label="difference of the two reference gradients"))
+    handles.append(
+        Line2D([], [], color="0.6", linestyle=":", linewidth=1.2, label="difference of the two reference gradients")
+    )
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
 

@@ -75,7 +75,7 @@ def check_memory(slots: int | str | None, budget: int | str | None) -> None:
     if slots is not None and budget is not None:
         raise ValueError(f"slots={slots!r} and budget={budget!r} were both given; one of them decides")
     if slots is not None:
-        plan(steps=1, slots=slots)
+        plan(steps=2, slots=slots)  # a single step would need none
     if budget is not None:
         parse_bytes(budget, "budget")
 

@@ -269,7 +269,7 @@ PROBLEMS: dict[str, NamedProblem] = {
         NamedProblem("neural_ode", "a small network that moves 64 points", _neural_ode, size=8, size_is="dimensions"),
         NamedProblem(
             "gray_scott",
-            "reaction and diffusion of two species on a grid; a state of 1 MiB",
+            "reaction and diffusion of two species on a grid",
             _gray_scott,
             size=256,
             size_is="cells along each side",

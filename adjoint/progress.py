@@ -29,7 +29,13 @@ def progress_ticker(progress: bool | Progress, steps: int | None) -> Iterator[Ca
 @contextmanager
 def bar(title: str, total: int | None, shown: bool) -> Iterator[Callable[..., None]]:
     """A bar on standard error, and the function that moves it on by one; its argument is a note beside the bar."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Bar(*columns, console=Console(stderr=True), disable=not shown) as made:
         task = made.add_task(title, total=total, note="")
         yield lambda note="": made.update(task, advance=1, note=note)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
 
 import torch
 from rich import box
@@ -33,12 +32,12 @@ def note(text: str) -> Text:
     return Text(text, style="dim")
 
 
-def gradient_table(gradient: dict[str, Tensor]) -> Table:
+def gradient_table(loss: float, gradient: dict[str, Tensor]) -> RenderableType:
     """Every input with its gradient, or what describes a large one."""
-    made = table("input", "shape", "gradient", left=2)
+    made = table("input", "shape", "gradient", left=3)
     for name, x in gradient.items():
         made.add_row(name, "×".join(map(str, x.shape)) or "scalar", numbers(x))
-    return made
+    return Group(Text(f"loss {loss:.8g}"), made)
 
 
 def numbers(x: Tensor) -> str:
@@ -49,12 +48,24 @@ def numbers(x: Tensor) -> str:
     return f"norm {size:.6g}, largest {largest:.6g}"
 
 
-def facts_table(facts: dict[str, Any]) -> Table:
+def facts_table(facts: dict[str, str]) -> Table:
+    """Names and what is to be said of each."""
     made = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column(style="dim")
     made.add_column(overflow="fold")
     for name, value in facts.items():
-        made.add_row(name, value if isinstance(value, str) else f"{value:,}")
+        made.add_row(name, Text(value))
+    return made
+
+
+def words_table(words: dict[str, str]) -> Table:
+    """Two columns of words; the first pair is their heading."""
+    heading, *rows = words.items()
+    made = table(*heading, left=2)
+    for column in made.columns:
+        column.vertical = "top"
+    for name, value in rows:
+        made.add_row(name, Text(value))
     return made
 
 
@@ -67,12 +78,13 @@ def sweep_table(sweep: Sweep) -> RenderableType:
         size = format_bytes(row.plan.bytes), measured
         name = "store all" if row.slots == "all" else str(row.slots)
         made.add_row(name, str(row.repetitions), *runs, *size, seconds(row.seconds), end_section=row is sweep.rows[-2])
+    heading = Text(f"{sweep.steps} steps, a state of {format_bytes(sweep.state_bytes)}")
     explained = f"Memory measured: {sweep.weighed}."
     if sweep.weighed == RESIDENT:
         explained += " States so small weigh less than what Python itself needs to recompute."
     else:
         explained += " The prediction has torch's graph as well."
-    return Group(made, note(explained))
+    return Group(heading, made, note(explained))
 
 
 def compare_table(comparison: Comparison) -> RenderableType:
@@ -86,7 +98,7 @@ def compare_table(comparison: Comparison) -> RenderableType:
         made.add_row(name, *map(_error, rows), *_price(rows[-1]))
     lines = [
         f"Relative error of all gradients together; the two reference gradients agree to {comparison.agreement:.1e}.",
-        f"Backsolve is at least {comparison.least_ratio:.3g} times as wrong as the discrete adjoint at equal tolerance.",
+        f"Backsolve's error is {comparison.least_ratio:.3g} times the discrete one's, or more, at equal tolerance.",
         f"Memory: {comparison.weighed}.",
     ]
     lines += [f"{row.way} at {power(row.tolerance)}: {row.failure}" for row in comparison.rows if row.failure]

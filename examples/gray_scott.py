@@ -25,7 +25,7 @@ import revolve
 CELLS, NOISE, BUDGET = 64, 0.02, "16 MiB"
 TRUTH = torch.tensor([0.0545, 0.062], dtype=torch.float64)
 START = torch.tensor([0.0565, 0.0608], dtype=torch.float64)
-SCALE = torch.tensor([0.02, 0.004], dtype=torch.float64)  # the pattern feels a change of the kill rate sooner
+SCALE = torch.tensor([0.015, 0.003], dtype=torch.float64)  # the pattern feels a change of the kill rate sooner
 
 
 def seeds() -> Tensor:
@@ -80,9 +80,8 @@ def main(out: Path | str | None = None, quick: bool = False) -> Results:
         "kill rate": Recovered(float(found[1]), float(TRUTH[1]), 0.002 * float(TRUTH[1])),
         "misfit in units of the noise": Recovered(fit.fun**0.5, 1, 0.05),
     }
-    starting, ended = pattern(START, steps).ys[-1, 1], pattern(found, steps).ys[-1, 1]
-    price = pattern(found.requires_grad_(), steps).plan
-    save(picture((seen, starting, ended), np.array(path), price), out, "gray_scott")
+    starting, ended = pattern(START, steps).ys[-1, 1], pattern(found.requires_grad_(), steps)
+    save(picture((seen, starting, ended.ys[-1, 1]), np.array(path), ended.plan), out, "gray_scott")
     return confirm(results)
 
 

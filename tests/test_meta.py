@@ -61,9 +61,9 @@ def test_a_scan_runs_wholly_on_meta(slots: int | str | None) -> None:
 
 def test_a_model_that_fits_nowhere_gets_a_plan() -> None:
     y0, p = on_meta(10**12), on_meta(10**12)
-    solution = solve(lambda t, y: p * y, y0, (0.0, 1.0), method="rk4", dt=0.01, budget="100 TB")
+    solution = solve(lambda t, y: p * y, y0, (0.0, 1.0), method="rk4", dt=0.01, budget="200 TB")
     assert solution.plan is not None
-    assert 8e12 <= solution.plan.state_bytes < solution.plan.tape_bytes <= solution.plan.bytes <= 100e12
+    assert 8e12 <= solution.plan.state_bytes < solution.plan.tape_bytes <= solution.plan.bytes <= 200e12
     (found,) = torch.autograd.grad(solution.ys.sum(), p)
     assert found.is_meta
 
