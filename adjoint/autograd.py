@@ -136,8 +136,8 @@ class Captured:
         for name, x, version in self._versions:
             if x._version != version:
                 raise RuntimeError(
-                    f"{self.label} changes {name} (shape {tuple(x.shape)}) in place; recomputed steps would differ. Put "
-                    f"modules that keep statistics in eval() mode, or make the tensor a part of the state"
+                    f"{name} (shape {tuple(x.shape)}) is changed in place by {self.label} itself; recomputed steps would "
+                    f"differ. Put modules that keep statistics in eval() mode, or make the tensor a part of the state"
                 )
 
     def check(self) -> None:

@@ -31,8 +31,8 @@ class Marks:
         for old, new in zip(self._sums[step], found, strict=True):
             if abs(new - old) > 1e-4 * max(abs(old), abs(new)):
                 raise RuntimeError(
-                    f"{self._label} gave other values when step {step - 1} was computed again; the gradient would be "
-                    f"wrong. It must depend on nothing but its arguments and tensors that stay as they are: "
+                    f"{self._label} gives other values when it is called again (step {step - 1} was computed again); the "
+                    f"gradient would be wrong. It must depend on nothing but its arguments and tensors that stay as they are: "
                     f"no counters, no memory of earlier calls"
                 )
 

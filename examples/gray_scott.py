@@ -4,7 +4,7 @@
 
 on a ring of 64 x 64 cells makes corals, spots or stripes, depending on two numbers (Pearson 1993, Science 261, 189).
 They are recovered from one noisy picture of v after 3000 Euler steps. All tapes of these steps would take 620 MiB;
-here each gradient gets 16 MiB, for which every step runs three times.
+here each gradient gets 16 MiB, and no step runs more than three times.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def picture(patterns: tuple[Tensor, ...], path: np.ndarray, price: revolve.Plan)
     figure.colorbar(dots, ax=right, label="mean square misfit / noise")
     right.plot(*TRUTH, "x", color=ORANGE, markersize=12, markeredgewidth=2, label="true")
     right.plot(*START, "o", markerfacecolor="none", color=BLUE, markersize=11, label="first guess")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="lower left")
     right.ticklabel_format(useOffset=False)
     everything = replace(price, schedule=revolve.StoreAll())
     one, all_tapes = (revolve.format_bytes(plan.bytes) for plan in (price, everything))

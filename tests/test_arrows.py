@@ -58,6 +58,7 @@ ORDER = {
         "check",
         "problems",
         "measure",
+        "arguments",
         "compare",
         "tables",
         "plot",

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from adjoint_cases import ADAPTIVE, FIXED, PROBLEMS, TIMES, assert_close, assert_same_bits, gradients, leaf, numbers, steps_of
+from adjoint_cases import (
+    ADAPTIVE,
+    FIXED,
+    PROBLEMS,
+    TIMES,
+    assert_close,
+    assert_same_bits,
+    gradients,
+    leaf,
+    numbers,
+    steps_of,
+)
 from torch import Tensor
 
 from adjoint import CONTROLLERS, GRADIENTS, METHODS, Controller, SolveError, solve
@@ -215,7 +226,7 @@ def test_a_slope_that_is_no_number_is_an_error(method: str) -> None:
 def test_what_was_reached_is_returned_with_its_gradient(method: str, slots: int | str | None, backwards: bool) -> None:
     """Seven steps of a hundred: inside the last one, too, values and gradients are those of backpropagation."""
     y0, p = leaf(2, seed=1, on=CPU), leaf(2, seed=2, on=CPU)
-    t = (torch.linspace(0, -20 if backwards else 20, 2000, dtype=torch.float64)).requires_grad_()
+    t = (torch.linspace(0, -20 if backwards else 20, 500, dtype=torch.float64)).requires_grad_()
     results = []
     for how in ({"slots": slots}, {"gradient": "backprop"}):
         f = lambda t, y: p * torch.sin(8 * t) * y  # noqa: E731
@@ -223,7 +234,7 @@ def test_what_was_reached_is_returned_with_its_gradient(method: str, slots: int 
         reached = ~solution.ys.isnan().any(1)
         count = int(reached.sum())
         assert solution.status == "max_steps" and solution.stats.steps == 7
-        assert 7 < count < 1000 and bool(reached[:count].all())
+        assert 2 < count < 250 and bool(reached[:count].all())
         results.append((solution.ys[:count], torch.autograd.grad(solution.ys[:count].pow(2).sum(), (y0, p, t))))
     (values, found), (expected_values, expected) = results
     assert_close([values], [expected_values])

@@ -177,6 +177,10 @@ class ExplicitProgram:
             try:
                 start, stop = timeline.propose()
             except SolveError as end:
+                if end.status == "underflow" and not worst:
+                    with torch.no_grad():
+                        slope = self.slope(function, self.time(end.t), state)
+                        worst = f"; f is largest in {tolerance.worst(slope, state, state)}"
                 if not all(bool(torch.isfinite(x).all()) for x in slope):
                     message = f"f is not finite at t={end.t:.6g}, step {end.step}, where y is{worst}"
                     raise SolveError("nonfinite", message, t=end.t, step=end.step) from None
