@@ -25,6 +25,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         wanted = metafunc.config.getoption("--device")
         present = torch.cuda.is_available()
         marks = (pytest.mark.cuda, pytest.mark.skipif(not present, reason="no CUDA device"))
-        cpu, cuda = pytest.param(torch.device("cpu"), id="cpu"), pytest.param(torch.device("cuda"), id="cuda", marks=marks)
+        cpu, cuda = (
+            pytest.param(torch.device("cpu"), id="cpu"),
+            pytest.param(torch.device("cuda"), id="cuda", marks=marks),
+        )
         everywhere = [cpu, cuda] if present else [cpu]
         metafunc.parametrize("device", everywhere if wanted is None else [cuda if wanted == "cuda" else cpu])

@@ -836,7 +836,9 @@ def test_without_grad_nothing_is_refused(name: str) -> None:
 def test_a_refusal_names_the_tensor_and_the_way_out() -> None:
     p = theta()
     held = SimpleNamespace(rate=p)
-    with pytest.raises(UntrackedTensorError, match=r"f uses a tensor.*\(3,\).*float64, 'rate' of SimpleNamespace.*args="):
+    with pytest.raises(
+        UntrackedTensorError, match=r"f uses a tensor.*\(3,\).*float64, 'rate' of SimpleNamespace.*args="
+    ):
         solve(lambda t, y: held.rate * y, numbers(3), TIMES)
 
 
@@ -925,7 +927,9 @@ def test_changing_a_tensor_before_the_reverse_sweep_is_noticed(
     ys = solve(f, y0, t.requires_grad_(), slots=slots, gradient=gradient, **steps_of(method)).ys
     with torch.no_grad():
         {"p": p, "buffer": buffer, "y0": y0, "t": t, "hidden": hidden}[what].add_(0.1)
-    with pytest.raises(RuntimeError, match=rf"({name}|held).*changed in place between the forward and the reverse sweep"):
+    with pytest.raises(
+        RuntimeError, match=rf"({name}|held).*changed in place between the forward and the reverse sweep"
+    ):
         torch.autograd.grad(ys.sum(), p)
 
 
@@ -1008,7 +1012,13 @@ def test_drawing_random_numbers_is_refused(name: str, start: float, method: str,
 def random_states() -> list[Any]:
     states = [torch.get_rng_state(), GENERATOR.get_state()]
     arrays = np.random.get_state()
-    return [*(x.tolist() for x in states), str(arrays), str(NUMPY.bit_generator.state), random.getstate(), PYTHON.getstate()]
+    return [
+        *(x.tolist() for x in states),
+        str(arrays),
+        str(NUMPY.bit_generator.state),
+        random.getstate(),
+        PYTHON.getstate(),
+    ]
 
 
 def test_a_solve_draws_nothing_itself() -> None:

@@ -85,7 +85,9 @@ def test_times_may_lie_where_another_step_would_begin(method: str) -> None:
     def loss(t: Tensor) -> Tensor:
         return loss_of(solve(lambda t, y: torch.sin(y) + t, numbers(2), t, method=method, dt=0.25).ys)
 
-    assert check.taylor_test(loss, (torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64),)).slope == pytest.approx(2, abs=0.05)
+    assert check.taylor_test(loss, (torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64),)).slope == pytest.approx(
+        2, abs=0.05
+    )
 
 
 @pytest.mark.parametrize("gradient", ["discrete", "backprop"])

@@ -468,4 +468,3 @@ def test_the_memory_of_a_gradient_is_given_back(method: str) -> None:
     finally:
         gc.enable()
     assert not alive
-

@@ -342,7 +342,9 @@ def test_only_some_results_may_be_used(slots: int | str | None) -> None:
 
 def test_arguments_are_passed_on() -> None:
     p, c, x = parts(CPU)
-    final, _ = scan(lambda c, x, a, b: (torch.tanh(c * a + x * b["k"][0]), None), c, x, args=(p, {"k": [2 * p]}), slots=2)
+    final, _ = scan(
+        lambda c, x, a, b: (torch.tanh(c * a + x * b["k"][0]), None), c, x, args=(p, {"k": [2 * p]}), slots=2
+    )
     found = torch.autograd.grad(final.sum(), (p, c, x))
     final, _ = scan(lambda c, x: (torch.tanh(c * p + x * (2 * p)), None), c, x, gradient="backprop")
     assert_close(found, torch.autograd.grad(final.sum(), (p, c, x)))
@@ -497,7 +499,11 @@ STEPS: dict[str, tuple[Callable[[Any, Any], Any], Any, str]] = {
     ),
     "random numbers": (lambda c, x: (torch.dropout(c, 0.5, True), x), RuntimeError, "step draws random numbers"),
     "writing to the carry": (lambda c, x: (c.add_(1), x), RuntimeError, "step changed its carry|a leaf Variable"),
-    "writing to the input": (lambda c, x: (c + x.add_(1), x), RuntimeError, "step changed its carry or its input|a leaf"),
+    "writing to the input": (
+        lambda c, x: (c + x.add_(1), x),
+        RuntimeError,
+        "step changed its carry or its input|a leaf",
+    ),
 }
 
 
@@ -512,7 +518,13 @@ def test_a_wrong_step_gets_a_sentence(name: str, gradient: str, slots: int | str
     p, c, _ = parts(CPU)
     x = torch.arange(LENGTH, dtype=torch.float64)[:, None].expand(LENGTH, 3)
     with pytest.raises(error, match=match):
-        scan(lambda c, x: step(c * p if "writing" not in name else c, x), c * 1, x.clone(), slots=slots, gradient=gradient)
+        scan(
+            lambda c, x: step(c * p if "writing" not in name else c, x),
+            c * 1,
+            x.clone(),
+            slots=slots,
+            gradient=gradient,
+        )
 
 
 def test_an_integer_in_the_carry_that_is_written_to_late_is_refused() -> None:
