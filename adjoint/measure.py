@@ -184,7 +184,10 @@ class Scales:
         assert server.stdin is not None and server.stdout is not None
         pickle.dump((work, recipe), server.stdin)
         server.stdin.flush()
-        answer = pickle.load(server.stdout)
+        try:
+            answer = pickle.load(server.stdout)
+        except EOFError:
+            answer = RuntimeError("the process that weighs gradients has ended; is there too little memory?")
         if isinstance(answer, Exception):
             raise answer
         return int(answer)
@@ -196,7 +199,9 @@ class Scales:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+            | {"CUDA_VISIBLE_DEVICES": ""},  # with a GPU autograd starts threads, which no child would have
             start_new_session=True,
         )
 
@@ -204,6 +209,8 @@ class Scales:
 def serve() -> None:
     """Answer requests from standard input, each in a forked child, until it ends."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    warm = Recipe("pendulum")
+    warm(warm.case().beginning(0.1))  # torch imports parts of itself on the first gradient: not in every child
     while True:
         try:
             work, recipe = pickle.load(requests)

@@ -155,14 +155,12 @@ def _time(axes: Axes, sweep: Sweep) -> None:
     axes.axhline(everything.seconds, color=ORANGE, linestyle="--", linewidth=1.2)
     axes.annotate(
         "every tape kept",
-        (1, everything.seconds),
-        (-2, -4),
+        (0, everything.seconds),
+        (5, -4),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
-        ha="right",
         va="top",
         color=ORANGE,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )
     axes.set_xscale("log")
     axes.set_yscale("log")

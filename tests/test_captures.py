@@ -790,7 +790,7 @@ def test_what_is_used_late_and_cannot_be_followed_is_refused(name: str, method: 
 
 @every_method
 @pytest.mark.parametrize("slots", [3, None])
-@pytest.mark.parametrize("make", [in_a_class_attribute, late(in_a_class_attribute), behind_a_cache, kept_in_a_dict])
+@pytest.mark.parametrize("make", [late(in_a_class_attribute), kept_in_a_dict])
 def test_every_method_refuses_whatever_is_kept(make: Callable[[], Made], method: str, slots: int | str | None) -> None:
     assert_refused(make, slots=slots, **steps_of(method))
 

@@ -428,7 +428,7 @@ def kilobytes(length: int, slots: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout)
 
 
-@pytest.mark.parametrize("length", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("length", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_memory_grows_only_by_inputs_and_outputs(length: int) -> None:
     """Carries of 4 kB: all of them would take 40 MB (or 400); inputs, outputs and their gradients take 16 bytes a step."""
     slots = 450
