@@ -44,6 +44,8 @@ class Program(Protocol):
     """The index at which x_0 itself is an output, if it is one."""
     outputs: int
     """How many output indices there are."""
+    series: State
+    """Tensors without grad of which each step is handed a part."""
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ class Discrete:
         captured = Captured(problem.function, program.label)
         for x in problem.state:
             captured.watch("the first state", x)
-        for x in program.inputs:
+        for x in (*program.inputs, *program.series):
             captured.watch("an input", x)
         state = tuple(x.detach().contiguous() for x in problem.state)
         stepper = AutogradStepper(program, captured)
@@ -79,6 +79,7 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
             final = run.forward(state, problem.steps)
         else:
             recorded, final, failure = _explore(problem, stepper, state, weights, slots)
+    stepper.captured.check_unwritten()
     if problem.steps is None:
         if stepper.frontier == 0:
             return Outcome(_only_first(problem, stepper), final, _stats(stepper), None, failure)

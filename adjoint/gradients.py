@@ -64,6 +64,8 @@ GRADIENTS: dict[str, Callable[[], Gradient]] = {"discrete": Discrete, "backprop"
 def gradient_named(gradient: str | Gradient) -> Gradient:
     """The gradient of this name, or the one given; ValueError with the nearest name."""
     if not isinstance(gradient, str):
+        if isinstance(gradient, type) or not callable(gradient):
+            raise TypeError(f"gradient={gradient!r} makes none; give a name, or an object such as Discrete()")
         return gradient
     if gradient not in GRADIENTS:
         near = get_close_matches(gradient, GRADIENTS, 1)

@@ -84,18 +84,18 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
         stepper = AutogradStepper(program.sample(), captured)
         outputs = stepper.outputs = _Nowhere(program.outputs, program.label)
         aliases = tuple(x.detach() for x in state)
-        with Touched([*aliases, *captured.without]) as touched:
+        with Touched([*aliases, *captured.without, *program.series]) as touched:
             first = stepper.advance(aliases, 0, 1)
         captured.check_unwritten()
         for x in touched.outside.values():
             captured.watch(f"a tensor that {captured.label} uses", x)
     with Meter() as meter, torch.enable_grad():
-        with Touched(captured.without) as again:
+        with Touched([*captured.without, *program.series]) as again:
             second = stepper.advance(state, 0, 1)
         _refuse_kept(touched, again, captured)
         plain_peak, plain_operations = meter.peak, meter.operations
         meter.restart()
-        with Touched(()) as again:
+        with Touched(program.series) as again:
             third, tape = stepper.record(state, 0, 1)
         _refuse_kept(touched, again, captured)
         operations = meter.operations[:]

@@ -13,7 +13,7 @@ from adjoint.autograd import Step
 from adjoint.gradients import gradient_named
 from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.progress import Progress, progress_ticker
-from adjoint.tensors import State, Structure, added, refuse_writing, versions_of
+from adjoint.tensors import State, Structure, added, check_dense, refuse_writing, versions_of
 
 
 class ScanProgram:
@@ -29,7 +29,7 @@ class ScanProgram:
         self.evaluations = 0
         self._output: list[Structure] = []  # found by the first step, and shared with copies of the program
         self._series = series
-        self._detached = [x.detach() for x in series]
+        self.series = tuple(x.detach() for x in series)
         self._wanted = [i for i, x in enumerate(series) if x.requires_grad]
         self.inputs = tuple(series[i] for i in self._wanted)
         self._slices: list[tuple[Tensor, ...]] | None = None
@@ -58,7 +58,7 @@ class ScanProgram:
         if self._slices is not None:
             x = [slices[k] for slices in self._slices]
         else:
-            x = [series[k] for series in self._detached]
+            x = [series[k] for series in self.series]
             if recording:
                 leaves = tuple(x[i].requires_grad_() for i in self._wanted)
         versions = versions_of((*state, *x))
@@ -125,6 +125,8 @@ def scan(
     """
     structure, state = Structure.of(carry, "carry")
     input_structure, series = Structure.of(inputs, "inputs")
+    check_dense(state, "carry")
+    check_dense(series, "inputs")
     length = _length(series)
     if not isinstance(args, tuple):
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")

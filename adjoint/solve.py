@@ -18,7 +18,7 @@ from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, explicit_program
 from adjoint.tableaus import METHODS, Tableau
-from adjoint.tensors import State, Structure, differentiable
+from adjoint.tensors import State, Structure, check_dense, differentiable
 from adjoint.timeline import CONTROLLERS, Controller, SolveError
 from revolve import Plan
 
@@ -191,6 +191,7 @@ def _check_numbers(
     if not isinstance(args, tuple):
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
     for x in state:
+        check_dense((x,), "y0")
         if not differentiable(x):
             raise TypeError(f"y0 has dtype {x.dtype}; an ODE state is real or complex: y0.double(), for example")
         if x.device != state[0].device:

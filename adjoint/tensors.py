@@ -74,6 +74,13 @@ class Structure:
         return leaves[0] if self.single else pytree.tree_unflatten(list(leaves), self.spec)
 
 
+def check_dense(state: State, name: str) -> None:
+    for x in state:
+        if x.layout != torch.strided or x.is_nested:
+            kind = "is nested" if x.is_nested else f"has the layout {x.layout}"
+            raise TypeError(f"{name} {kind}; states are dense tensors, such as {name}.to_dense()")
+
+
 def leaves_of(tree: Any) -> list[Any]:
     return pytree.tree_leaves(tree)
 
@@ -287,9 +294,10 @@ class _Copy:
             self.made[key] = series = copy.copy(original)
             for i, value in enumerate(original):
                 series[i] = self(value)
-        elif isinstance(original, tuple) and hasattr(original, "_make"):
-            self.made[key] = original._make(map(self, original))
-        elif isinstance(original, (tuple, set, frozenset)):
+        elif isinstance(original, tuple):
+            self.made[key] = made = tuple.__new__(type(original), map(self, original))
+            getattr(made, "__dict__", {}).update(getattr(original, "__dict__", {}))
+        elif isinstance(original, (set, frozenset)):
             self.made[key] = type(original)(map(self, original))
         else:
             self._instance(key, original)

@@ -23,7 +23,7 @@ from adjoint_cases import (
 )
 from torch import Tensor
 
-from adjoint import CONTROLLERS, GRADIENTS, METHODS, Controller, SolveError, solve
+from adjoint import CONTROLLERS, GRADIENTS, METHODS, Controller, Discrete, SolveError, solve
 from revolve import Binomial
 
 CPU = torch.device("cpu")
@@ -78,6 +78,9 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "gradient='backslove' is unknown; did you mean 'backsolve'",
     ),
     "a far gradient": ({"gradient": "zzz"}, ValueError, "gradient='zzz' is unknown; known are 'discrete'"),
+    "a class as gradient": ({"gradient": Discrete}, TypeError, "gradient=<class .*makes none; .*such as Discrete"),
+    "no gradient": ({"gradient": None}, TypeError, "gradient=None makes none; give a name"),
+    "a sparse state": ({"y0": torch.eye(2).to_sparse()}, TypeError, "y0 has the layout torch.sparse_coo; .*to_dense"),
     "a near controller": ({"controller": "PDI"}, ValueError, "controller='PDI' is unknown; did you mean 'P"),
     "no tolerance": ({"rtol": 0.0, "atol": 0.0}, ValueError, "rtol=0.0, atol=0.0: give positive tolerances"),
     "a negative tolerance": ({"rtol": -1e-3}, ValueError, "rtol=-0.001, atol=.*: give positive tolerances"),

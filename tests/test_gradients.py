@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import adjoint.discrete
 import adjoint.probe
-from adjoint import GRADIENTS, METHODS, Backsolve, Discrete, check, solve
+from adjoint import CONTROLLERS, GRADIENTS, METHODS, Backsolve, Controller, Discrete, check, solve
 from adjoint.stores import Slots
 from revolve import Plan, Run, Schedule
 
@@ -143,6 +143,30 @@ def test_two_losses_over_one_solution_add_up(method: str) -> None:
     other = torch.autograd.grad((ys[2] ** 2).sum(), case.wanted, retain_graph=True)
     both = torch.autograd.grad(ys[1].sum() + (ys[2] ** 2).sum(), case.wanted)
     assert_close([a + b for a, b in zip(one, other, strict=True)], both)
+
+
+CONTROLS: dict[str, dict[str, Any]] = {
+    **{f"controller {name}": {"controller": name} for name in CONTROLLERS},
+    "short steps": {"controller": Controller(max_step=0.2)},
+    "another norm": {"norm": lambda y: y.abs().max()},
+    "a seminorm": {"norm": lambda y: y[:1].abs().max()},
+    "a jump": {"jumps": (0.4,)},
+    "jumps at ends and outside": {"jumps": (-1.0, 0.0, 0.5, 0.9, 7.0)},
+}
+
+
+@every_method
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_laws_hold_however_steps_are_chosen(name: str, method: str) -> None:
+    how = CONTROLS[name] | steps_of(method)
+
+    def make() -> Case:
+        p, y0, t = leaf(3, seed=1, on=CPU), leaf(3, seed=2, on=CPU), times(CPU)
+        return Case(lambda t, y: p * y if t < 0.4 else torch.sin(p * y) * t, y0, t, [p, y0, t])
+
+    first = gradients(make(), slots="all", **how)
+    assert_close(first, gradients(make(), gradient="backprop", **how))
+    assert_same_bits(gradients(make(), slots=2, **how), first)
 
 
 def other_path(case: Case) -> Tensor:

@@ -15,7 +15,7 @@ from adjoint_cases import assert_close, assert_same_bits, leaf, loss_of, numbers
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adjoint import check, scan
+from adjoint import UntrackedTensorError, check, scan
 
 LENGTH = 7
 CPU = torch.device("cpu")
@@ -442,6 +442,7 @@ def test_memory_grows_only_by_inputs_and_outputs(length: int) -> None:
         ({"carry": ()}, TypeError, "carry=.*holds no tensor"),
         ({"inputs": ()}, TypeError, "inputs=.*holds no tensor"),
         ({"inputs": [1, 2]}, TypeError, "inputs holds 1 .int.*torch tensor"),
+        ({"carry": torch.eye(3).to_sparse()}, TypeError, "carry has the layout torch.sparse_coo"),
         ({"inputs": torch.ones(())}, ValueError, "0-dim tensor.*leading dimension"),
         ({"inputs": torch.ones(0, 3)}, ValueError, "length 0; give at least one step"),
         ({"inputs": (torch.ones(3), torch.ones(4))}, ValueError, r"lengths \[3, 4\].*same number of steps"),
@@ -525,6 +526,15 @@ def test_a_wrong_step_gets_a_sentence(name: str, gradient: str, slots: int | str
             slots=slots,
             gradient=gradient,
         )
+
+
+@pytest.mark.parametrize("slots", [1, "all"])
+def test_an_input_that_is_kept_for_later_steps_is_refused(slots: int | str) -> None:
+    """Its gradient would be lost: every step is handed a slice without a past."""
+    p, c, x = parts(CPU)
+    kept: dict[str, Tensor] = {}
+    with pytest.raises(UntrackedTensorError, match="step keeps a tensor.*gradient would be lost"):
+        scan(lambda c, x: (torch.tanh(c * p + kept.setdefault("first", torch.sin(x))), None), c, x, slots=slots)
 
 
 def test_an_integer_in_the_carry_that_is_written_to_late_is_refused() -> None:

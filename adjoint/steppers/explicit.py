@@ -92,6 +92,7 @@ class ExplicitProgram:
 
     label = "f"
     initial: int | None = 0
+    series: State = ()
 
     def __init__(
         self,
