@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
+from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats
 from adjoint.tensors import State
 from adjoint.timeline import SolveError
@@ -67,11 +67,7 @@ def gradient_named(gradient: str | Gradient) -> Gradient:
         if isinstance(gradient, type) or not callable(gradient):
             raise TypeError(f"gradient={gradient!r} makes none; give a name, or an object such as Discrete()")
         return gradient
-    if gradient not in GRADIENTS:
-        near = get_close_matches(gradient, GRADIENTS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"gradient={gradient!r} is unknown; {hint}known are {', '.join(map(repr, GRADIENTS))}")
-    return GRADIENTS[gradient]()
+    return named("gradient", gradient, GRADIENTS)()
 
 
 __all__ = ["GRADIENTS", "Backprop", "Backsolve", "Discrete", "Tensor", "gradient_named"]

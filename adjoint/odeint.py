@@ -11,12 +11,12 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
 
 from adjoint.gradients import gradient_named
+from adjoint.names import named
 from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.solve import checked_times, steps_of
 from adjoint.steppers.explicit import Control, Tolerance, explicit_program
@@ -168,11 +168,7 @@ def _method(method: str | None) -> Tableau:
         return METHODS["dopri5"]
     if method in LATER:
         raise NotImplementedError(f"method={method!r} is not here yet; there are {', '.join(map(repr, METHODS))}")
-    if method not in METHODS:
-        near = get_close_matches(str(method), METHODS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"method={method!r} is unknown; {hint}known are {', '.join(map(repr, METHODS))}")
-    return METHODS[method]
+    return named("method", method, METHODS)
 
 
 def _warn_of_unused(options: Mapping[str, Any], tableau: Tableau, method: str | None) -> None:

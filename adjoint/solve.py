@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adjoint.gradients import gradient_named
+from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, explicit_program
@@ -21,8 +21,6 @@ from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable
 from adjoint.timeline import CONTROLLERS, Controller, SolveError
 from revolve import Plan
-
-Member = TypeVar("Member")
 
 
 @dataclass(frozen=True)
@@ -162,20 +160,11 @@ def _jumps(jumps: Sequence[float]) -> tuple[float, ...]:
 
 
 def _method(method: str | Tableau) -> Tableau:
-    return method if isinstance(method, Tableau) else _named("method", method, METHODS)
+    return method if isinstance(method, Tableau) else named("method", method, METHODS)
 
 
 def _controller(controller: str | Controller) -> Controller:
-    return controller if isinstance(controller, Controller) else _named("controller", controller, CONTROLLERS)
-
-
-def _named(argument: str, name: str, table: Mapping[str, Member]) -> Member:
-    """The member of this name; ValueError with the nearest one."""
-    if not isinstance(name, str) or name not in table:
-        near = get_close_matches(str(name), table, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{argument}={name!r} is unknown; {hint}known are {', '.join(map(repr, table))}")
-    return table[name]
+    return controller if isinstance(controller, Controller) else named("controller", controller, CONTROLLERS)
 
 
 def _check_numbers(

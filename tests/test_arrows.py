@@ -38,6 +38,7 @@ ORDER = {
         "cli",
     ),
     "adjoint": (
+        "names",
         "tensors",
         "tableaus",
         "timeline",
