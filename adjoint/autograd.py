@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from adjoint.kept import Listener, heard, refuse_used_again
 from adjoint.marks import Marks
 from adjoint.stores import Slots
-from adjoint.tensors import Reach, State, Touched, differentiable, leaves_behind, refuse, refuse_kept
+from adjoint.tensors import Reach, State, Touched, differentiable, leaves_behind, refuse
 from revolve import Run
 
 Cotangent = list[Tensor | None]
@@ -127,6 +128,10 @@ class Captured:
         now = Reach(self.original, self.label).tensors
         then = self._reach.tensors.keys() | {id(x) for x in self.vetted}
         return {key: x for key, (_, x) in now.items() if key not in then}
+
+    def listener(self, *known: Tensor) -> Listener:
+        """What runs the recorded function and refuses what it may have kept; asked anew for each reverse sweep."""
+        return Listener(self.recorded, (*self.leaves, *self.constants, *self.vetted, *known), self.label)
 
     @property
     def objects(self) -> Iterable[Any]:
@@ -275,20 +280,24 @@ class AutogradStepper:
             self.marks.pass_by(step, state, first)
 
     def _recorded_step(self, k: int, leaves: State) -> Step:
-        """One recorded run. Were tensors put where the function looks, it is watched: it may have kept one itself."""
-        if not self.arrivals:
+        """One recorded run. After plain runs some are listened to, and all if tensors were put where f looks.
+
+        A plain run keeps no graph, so that what it leaves for a later call has no gradient any more.
+        """
+        sampled = self.plain_runs and self.tracking and (heard(k) or k + 1 >= self.frontier)
+        if not (sampled or self.arrivals):
             return self.program.step(self.captured.recorded, k, leaves, True)
-        with Touched(()) as touched:
-            step = self.program.step(self.captured.recorded, k, leaves, True)
-        for key, x in touched.outside.items():
-            if key in self.arrivals:
-                refuse_kept(x, self.program.label)
-        return step
+        listener = self.captured.listener(*self.program.series)
+        return listener.run(lambda function: self.program.step(function, k, leaves, True), f"in step {k}")
 
     def reverse(self, tape: list[Recorded], cotangent: Cotangent) -> Cotangent:
         while tape:
             leaves, step = tape.pop()
-            cotangent = self._transpose(leaves, step, cotangent)
+            try:
+                cotangent = self._transpose(leaves, step, cotangent)
+            except RuntimeError as error:
+                refuse_used_again(error, self.program.label, self.reversed)
+                raise
         return cotangent
 
     def begin_reverse(self, cotangents: Cotangent) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from adjoint.autograd import Ambient, AutogradStepper, Captured, Cotangent, join
 from adjoint.discrete import run_plainly
+from adjoint.kept import heard
+from adjoint.probe import probe
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.steppers.explicit import ExplicitProgram, Tolerance, explicit_program
 from adjoint.tensors import State, Structure
@@ -41,11 +43,15 @@ class Backsolve:
         stepper = AutogradStepper(program, captured)
         stepper.tick = problem.tick
         state = tuple(x.detach().contiguous() for x in problem.state)
-        program.begin(problem.function, problem.state)
+        everything = (*problem.state, *program.inputs, *captured.tensors)
+        differentiable = stepper.tracking and any(x.requires_grad for x in everything)
+        if differentiable:
+            probe(problem, captured, state)
+        else:
+            program.begin(problem.function, problem.state)
         final, failure = run_plainly(stepper, state, problem.steps)
         outputs = stepper.outputs.buffers
-        everything = (*problem.state, *program.inputs, *captured.tensors)
-        if stepper.tracking and failure is None and any(x.requires_grad for x in everything):
+        if differentiable and failure is None:
             values = tuple(x.detach() for x in outputs)
             for x in values:
                 captured.watch("the solution", x)
@@ -67,6 +73,7 @@ class _Backwards:
     outputs: State
     """The solution at the asked times, by leaf."""
     ambient: Ambient = field(default_factory=Ambient)
+    calls: int = 0
 
     def check(self) -> None:
         self.captured.check()
@@ -121,7 +128,7 @@ class _Backwards:
         parameters = self.captured.leaves
         with torch.enable_grad():
             state = tuple(x.detach().requires_grad_() for x in together[:size])
-            slope = self.program.slope(self.captured.recorded, t, state)
+            slope = self._slope(t, state)
             roots = [(x, -lam) for x, lam in zip(slope, together[size : 2 * size], strict=True) if x.requires_grad]
             gradients: Sequence[Tensor | None] = [None] * (size + len(parameters))
             if roots:
@@ -130,3 +137,11 @@ class _Backwards:
         like = (*state, *parameters)
         adjoints = (torch.zeros_like(x) if g is None else g for x, g in zip(like, gradients, strict=True))
         return (*(x.detach() for x in slope), *adjoints)
+
+    def _slope(self, t: Tensor, state: State) -> State:
+        """f with a graph; some calls are listened to, because the first sweep kept no graph of what f may have kept."""
+        self.calls += 1
+        if not heard(self.calls):
+            return self.program.slope(self.captured.recorded, t, state)
+        listener = self.captured.listener()
+        return listener.run(lambda function: self.program.slope(function, t, state), f"at t={float(t):.6g}")

@@ -116,7 +116,7 @@ def refuse_writing(what: str) -> NoReturn:
 
 def added(total: Tensor, start: int, part: Tensor) -> Tensor:
     """``total`` with ``part`` added from index ``start`` on: in place, unless many cotangents come in one batch."""
-    if _is_plain(part) and not torch._C._functorch.is_legacy_batchedtensor(part):
+    if is_plain(part) and not torch._C._functorch.is_legacy_batchedtensor(part):
         total[start : start + len(part)] += part
         return total
     stop = start + len(part)
@@ -356,7 +356,7 @@ class Touched(TorchFunctionMode):
             self.inside[x] = self.derived[x] = True
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(x): x for x in tensors_in((*args, *(kwargs or {}).values())) if _is_plain(x)}
+        given = {id(x): x for x in tensors_in((*args, *(kwargs or {}).values())) if is_plain(x)}
         self.outside.update((key, x) for key, x in given.items() if x not in self.inside)
         result = function(*args, **(kwargs or {}))
         made = list(tensors_in((result,)))
@@ -375,7 +375,7 @@ def _makes_anew(function: Any) -> bool:
     return name.endswith("_like") or name.startswith("new_")
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Whether it is not a wrapper that a torch.func transform inside the function made for the moment."""
     return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
@@ -411,6 +411,15 @@ def refuse_kept(x: Tensor, name: str) -> NoReturn:
     raise UntrackedTensorError(
         f"{name} keeps a tensor (shape {tuple(x.shape)}, {x.dtype}) from one call for the next; "
         f"its gradient would be lost. Compute it before the solve and pass it through args=, or anew in each call"
+    )
+
+
+def refuse_late(x: Tensor, name: str, when: str) -> NoReturn:
+    """Raise for a tensor that a function did not use at first, cannot be followed, and may have been kept."""
+    raise UntrackedTensorError(
+        f"{name} uses {when} a tensor (shape {tuple(x.shape)}, {x.dtype}{_whereabouts(x)}) that it did not use at first "
+        f"and that cannot be followed; if an earlier call made it, its gradient would be lost. Compute it anew in each "
+        f"call, or before the solve and pass it through args= or hold it in a closure, a module, a list or a dict"
     )
 
 

@@ -46,6 +46,7 @@ ORDER = {
         "progress",
         "memory",
         "marks",
+        "kept",
         "autograd",
         "problem",
         "probe",

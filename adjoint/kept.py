@@ -1,0 +1,85 @@
+"""Tensors that a function keeps from one call for the next: they have lost the way back to what they were made from.
+
+Where a function keeps one can often be followed (:class:`adjoint.tensors.Reach`). Where it cannot, the function is
+listened to: a tensor that a call uses, was not given, did not make, and did not use at first either, may be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from adjoint.tensors import UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
+
+Result = TypeVar("Result")
+
+
+def heard(k: int) -> bool:
+    """Whether call k is listened to: all of the first 4, and 2 between a power of two and the next."""
+    return k & ((1 << max(0, k.bit_length() - 2)) - 1) == 0
+
+
+def refuse_used_again(error: RuntimeError, name: str, step: int) -> None:
+    """Say what torch's error means in the transpose of a step: its graph holds a piece of another step's."""
+    if "backward through the graph a second time" in str(error):
+        raise UntrackedTensorError(
+            f"{name} keeps a tensor from one call for the next, and uses it in step {step} when the graph of the call that "
+            f"made it is gone; its gradient would be lost. Compute it before the solve and pass it through args=, or anew "
+            f"in each call"
+        ) from error
+
+
+class Listener:
+    """Runs a function (f, args) and refuses what it may have kept. ``known``: what it may use."""
+
+    def __init__(self, function: Any, known: Iterable[Tensor], name: str) -> None:
+        self._function, self._name = function, name
+        self._known = {id(x): x for x in known}
+
+    def run(self, run: Callable[[Any], Result], when: str) -> Result:
+        """``run(function)``, and once more if it used something unknown: what is made anew is another tensor then."""
+        result, first = self._listen(run)
+        if first:
+            _, again = self._listen(run)
+            for key in first.keys() & again.keys():
+                refuse_late(first[key], self._name, when)
+        return result
+
+    def _listen(self, run: Callable[[Any], Result]) -> tuple[Result, dict[int, Tensor]]:
+        f, args = self._function
+        mode = _Listening(self._known)
+
+        def listened(*given: Any) -> Any:
+            mode.known.update((id(x), x) for x in tensors_in((given,)))
+            with mode:
+                return f(*given)
+
+        result = run((listened, args))
+        return result, {key: x for key, x in mode.unknown.items() if differentiable(x) and x.numel() and is_plain(x)}
+
+
+class _Listening(TorchFunctionMode):
+    """Notes tensors that are handed to torch functions and are neither known nor made while the mode is on."""
+
+    def __init__(self, known: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.known, self.unknown = dict(known), dict[int, Tensor]()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = self.known
+        for x in args if kwargs is None else (*args, *kwargs.values()):
+            if isinstance(x, Tensor):
+                if id(x) not in known:
+                    self.unknown[id(x)] = x
+            elif isinstance(x, (list, tuple, dict)):
+                self.unknown.update((id(y), y) for y in tensors_in((x,)) if id(y) not in known)
+        result = function(*args, **kwargs) if kwargs else function(*args)
+        if isinstance(result, Tensor):
+            if id(result) not in self.unknown:
+                known[id(result)] = result
+        elif isinstance(result, (list, tuple, dict)):
+            known.update((id(y), y) for y in tensors_in((result,)) if id(y) not in self.unknown)
+        return result
