@@ -7,19 +7,21 @@ which a gradient could be silently wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.utils.weak import WeakIdKeyDictionary
 
-from adjoint.kept import Listener, heard, refuse_used_again
+from adjoint.captured import Captured
+from adjoint.kept import heard, refuse_used_again
 from adjoint.marks import Marks
 from adjoint.stores import Slots
-from adjoint.tensors import Reach, State, Touched, differentiable, leaves_behind, refuse
+from adjoint.tensors import State, Touched, differentiable, leaves_behind, refuse, refuse_kept
 from revolve import Run
 
 Cotangent = list[Tensor | None]
@@ -89,92 +91,6 @@ class Program(Protocol):
     def input_cotangents(self) -> Sequence[Tensor | None]: ...
 
 
-class Captured:
-    """The tensors that a function holds, and the function rebound to aliases of them: two aliases, made once.
-
-    ``plain`` uses aliases without grad, so that whatever still comes out requiring grad was not found; ``recorded``
-    uses leaves, so that hooks and other paths of the caller's graph see nothing of the steps.
-    """
-
-    def __init__(self, function: Any, label: str) -> None:
-        _refuse_transforms(label)
-        self.label = label
-        self.original = function
-        self._reach = Reach(function, label)
-        found = self._reach.requiring_grad
-        self.names = [name for name, _ in found]
-        self.tensors = [x for _, x in found]
-        self.leaves = [_alias(x, True) for x in self.tensors]
-        self.without = [_alias(x, False) for x in self.tensors]
-        self.constants = [x for _, x in self._reach.tensors.values() if not x.requires_grad]
-        self.plain = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.without, strict=True)})
-        self.vetted: list[Tensor] = []
-        """Tensors from outside that the first step used; those that it made itself hold no numbers of its arguments."""
-        self.alike = True
-        """Whether torch takes the same operations with and without grad; if not, plain steps are recorded ones."""
-        self.recorded = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.leaves, strict=True)})
-        self._versions: list[tuple[str, Tensor, int]] = []
-        for name, x in self._reach.tensors.values():
-            self.watch(name, x)
-
-    def watch(self, name: str, x: Tensor) -> None:
-        """Take part in :meth:`check`."""
-        if not x.is_inference():
-            spoken = name.replace(f"{self.label}[0]", self.label, 1).replace(f"{self.label}[1]", "args", 1)
-            self._versions.append((spoken, x, x._version))
-
-    def arrivals(self) -> dict[int, Tensor]:
-        """Tensors that the function reaches now, and did not when it was looked at first."""
-        now = Reach(self.original, self.label).tensors
-        then = self._reach.tensors.keys() | {id(x) for x in self.vetted}
-        return {key: x for key, (_, x) in now.items() if key not in then}
-
-    def listener(self, *known: Tensor) -> Listener:
-        """What runs the recorded function and refuses what it may have kept; asked anew for each reverse sweep."""
-        return Listener(self.recorded, (*self.leaves, *self.constants, *self.vetted, *known), self.label)
-
-    @property
-    def objects(self) -> Iterable[Any]:
-        """Everything that the function reaches."""
-        return self._reach.objects
-
-    def check_unwritten(self) -> None:
-        """Raise if the function itself writes to a tensor that it holds."""
-        for name, x, version in self._versions:
-            if x._version != version:
-                raise RuntimeError(
-                    f"{name} (shape {tuple(x.shape)}) is changed in place by {self.label} itself; recomputed steps would "
-                    f"differ. Put modules that keep statistics in eval() mode, or make the tensor a part of the state"
-                )
-
-    def check(self) -> None:
-        """Raise if a tensor changed since it was first used: the recomputed steps would be others."""
-        for name, x, version in self._versions:
-            if x._version != version:
-                raise RuntimeError(
-                    f"{name} (shape {tuple(x.shape)}) was changed in place between the forward and the reverse sweep; "
-                    f"call backward() before changing it, or work on a clone"
-                )
-
-
-def _alias(x: Tensor, requires_grad: bool) -> Tensor:
-    """The same numbers outside of every graph; a parameter stays one, for functions that ask."""
-    alias = x.detach()
-    if isinstance(x, torch.nn.Parameter):
-        alias = torch.nn.Parameter(alias, requires_grad)
-    alias.__dict__.update(x.__dict__)
-    return alias.requires_grad_(requires_grad)
-
-
-def _refuse_transforms(label: str) -> None:
-    """torch.func and forward mode replace tensors by wrappers, which detached aliases would lose."""
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        raise NotImplementedError(
-            f"{label} is differentiated inside a torch.func transform or in forward mode, which the reverse sweep "
-            f"cannot follow; use gradient='backprop' and a fixed-step method, or torch.autograd.grad without transforms"
-        )
-
-
 class Outputs:
     """Values at the caller's indices, one buffer per leaf, allocated when the first value arrives."""
 
@@ -194,9 +110,19 @@ class Outputs:
             buffer[index].copy_(x.detach())
 
 
+BLOCK = 32
+"""So many steps at most are recorded as one graph, and transposed by one call of torch's engine."""
+
+
 class Recorded(NamedTuple):
+    """Steps in a row on one graph, cut before the first.
+
+    Between two steps stands a node that hands on the sum of all that reaches it, and torch's engine takes nodes in the
+    reverse order of their making: a block adds in the same order, to the same bits, as its steps one by one.
+    """
+
     leaves: State
-    step: Step
+    steps: list[Step]
 
 
 class TooManyTapes(Exception):
@@ -224,6 +150,8 @@ class AutogradStepper:
         self.cotangents: Cotangent = []
         self.sums: Cotangent = []
         self.arrivals: dict[int, Tensor] = {}
+        self.cuts = WeakIdKeyDictionary()
+        """The leaves at which recorded graphs begin, as long as somebody holds them."""
 
     def start(self, state: State) -> None:
         if self.program.initial is not None:
@@ -243,7 +171,8 @@ class AutogradStepper:
                 if first:
                     self._first_time(k, state, step, ())
                 state = _settled(step.state)
-                self._pass_by(k + 1, state, first)
+                if first and self.tracking:
+                    self.marks.note(k + 1, state)
         self.plain_runs += stop - start
         return _apart(state, entry)
 
@@ -260,24 +189,26 @@ class AutogradStepper:
     def record(self, state: State, start: int, stop: int) -> tuple[State, list[Recorded]]:
         entry = state
         tape: list[Recorded] = []
+        leaves: State | None = None
         with torch.enable_grad():
             for k in range(start, stop):
                 if self.most_tapes is not None and k >= self.most_tapes:
                     raise TooManyTapes(state, k)
-                leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)
+                if leaves is None or len(tape[-1].steps) == BLOCK:
+                    leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)
+                    tape.append(Recorded(leaves, []))
+                    if k >= self.frontier:
+                        self.cuts.update((x, True) for x in leaves if x.requires_grad)
                 first = k >= self.frontier
                 step = self._recorded_step(k, leaves)
                 if first:
                     self._first_time(k, state, step, leaves)
-                tape.append(Recorded(leaves, step))
+                tape[-1].steps.append(step)
                 state = _settled(step.state)
-                self._pass_by(k + 1, state, first)
+                (self.marks.note if first else self.marks.compare)(k + 1, state)
+                leaves = _linked(step.state) if k + 1 < stop else None
         self.recorded_runs += stop - start
         return _apart(state, entry), tape
-
-    def _pass_by(self, step: int, state: State, first: bool) -> None:
-        if self.tracking:
-            self.marks.pass_by(step, state, first)
 
     def _recorded_step(self, k: int, leaves: State) -> Step:
         """One recorded run. After plain runs some are listened to, and all if tensors were put where f looks.
@@ -286,15 +217,17 @@ class AutogradStepper:
         """
         sampled = self.plain_runs and self.tracking and (heard(k) or k + 1 >= self.frontier)
         if not (sampled or self.arrivals):
-            return self.program.step(self.captured.recorded, k, leaves, True)
+            return _outputs_apart(self.program.step(self.captured.recorded, k, leaves, True))
         listener = self.captured.listener(*self.program.series)
-        return listener.run(lambda function: self.program.step(function, k, leaves, True), f"in step {k}")
+        return _outputs_apart(
+            listener.run(lambda function: self.program.step(function, k, leaves, True), f"in step {k}")
+        )
 
     def reverse(self, tape: list[Recorded], cotangent: Cotangent) -> Cotangent:
         while tape:
-            leaves, step = tape.pop()
+            block = tape.pop()
             try:
-                cotangent = self._transpose(leaves, step, cotangent)
+                cotangent = self._transpose(block, cotangent)
             except RuntimeError as error:
                 refuse_used_again(error, self.program.label, self.reversed)
                 raise
@@ -308,20 +241,24 @@ class AutogradStepper:
         self.reversed = self.frontier
         self.program.begin_reverse()
 
-    def _transpose(self, leaves: State, step: Step, cotangent: Cotangent) -> Cotangent:
-        """One step's vector-Jacobian product; the running sums are seeded, so that each use adds to them in turn."""
-        self.reversed -= 1
+    def _transpose(self, block: Recorded, cotangent: Cotangent) -> Cotangent:
+        """One vector-Jacobian product; the running sums are seeded, so that each use adds to them in turn."""
+        leaves, steps = block
+        self.reversed -= len(steps)
         roots: list[Tensor] = []
         seeds: list[Tensor] = []
-        for x, seed in zip(step.state, cotangent, strict=True):
+        for x, seed in zip(steps[-1].state, cotangent, strict=True):
             if seed is not None and x.requires_grad:
                 roots.append(x)
                 seeds.append(seed)
-        for index, values in step.outputs:
-            for x, all_seeds in zip(values, self.cotangents, strict=True):
-                if all_seeds is not None and x.requires_grad:
-                    roots.append(x)
-                    seeds.append(all_seeds[index])
+        inputs: list[Tensor] = []
+        for step in reversed(steps):
+            inputs += step.inputs
+            for index, values in step.outputs:
+                for x, all_seeds in zip(values, self.cotangents, strict=True):
+                    if all_seeds is not None and x.requires_grad:
+                        roots.append(x)
+                        seeds.append(all_seeds[index])
         if not roots:
             return [None] * len(leaves)
         own = [x for x in leaves if x.requires_grad]
@@ -330,29 +267,33 @@ class AutogradStepper:
             if total is not None:
                 roots.append(leaf)
                 seeds.append(total)
-        gradients = torch.autograd.grad(roots, [*own, *step.inputs, *parameters], seeds, allow_unused=True)
-        state_end, inputs_end = len(own), len(own) + len(step.inputs)
-        self.sums = list(gradients[inputs_end:])
-        if step.inputs:
-            self.program.receive(self.reversed, gradients[state_end:inputs_end])
-        found = iter(gradients[:state_end])
-        return [next(found) if x.requires_grad else None for x in leaves]
+        gradients = iter(torch.autograd.grad(roots, [*own, *inputs, *parameters], seeds, allow_unused=True))
+        result = [next(gradients) if x.requires_grad else None for x in leaves]
+        for k, step in zip(count(self.reversed + len(steps) - 1, -1), reversed(steps), strict=False):
+            if step.inputs:
+                self.program.receive(k, list(islice(gradients, len(step.inputs))))
+        self.sums = list(gradients)
+        return result
 
     def _first_time(self, k: int, state: State, step: Step, leaves: State) -> None:
         """Emit the outputs of a step that runs for the first time, after making sure that nothing was missed."""
         results = _results(step)
         if self.tracking and any(x.requires_grad for x in results):
             known = {id(x) for x in (*leaves, *step.inputs, *(self.captured.leaves if leaves else ()))}
-            if not leaves_behind(results).keys() <= known:
-                self._name_the_missing(k, state)
+            found = leaves_behind(results, [x.grad_fn for x in leaves])
+            if not found.keys() <= known:
+                self._name_the_missing(k, state, [x for key, x in found.items() if key not in known])
         for index, values in step.outputs:
             self.outputs.put(index, values)
         self.frontier = k + 1
         if self.tick is not None:
             self.tick(k + 1)
 
-    def _name_the_missing(self, k: int, state: State) -> None:
+    def _name_the_missing(self, k: int, state: State, unknown: list[Tensor]) -> None:
         """Something unknown requires grad: run the step again and watch. Leaves that the step makes itself are fine."""
+        for x in unknown:
+            if x in self.cuts:  # the state of an earlier step
+                refuse_kept(x, self.program.label)
         with Touched([*state, *self.captured.without, *self.captured.constants]) as touched:
             step = self.program.step(self.captured.plain, k, state, False)
         missing = [x for x in leaves_behind(_results(step)).values() if x not in touched.inside]
@@ -362,6 +303,22 @@ class AutogradStepper:
 
 def _results(step: Step) -> list[Tensor]:
     return [*step.state, *(x for _, values in step.outputs for x in values)]
+
+
+def _linked(state: State) -> State | None:
+    """Leaves for the next step on the same graph; None if that would not be the same: then the graph is cut."""
+    if not all((x.requires_grad or not differentiable(x)) and x.is_contiguous() for x in state):
+        return None
+    return tuple([x.view_as(x) if differentiable(x) else x for x in state])
+
+
+def _outputs_apart(step: Step) -> Step:
+    """Outputs that are the new state itself get a node of their own, so that their cotangents are added in turn."""
+    if not step.outputs:
+        return step
+    own = {id(x) for x in step.state if x.requires_grad}
+    outputs = tuple((i, tuple([x.view_as(x) if id(x) in own else x for x in xs])) for i, xs in step.outputs)
+    return step._replace(outputs=outputs)
 
 
 def _settled(state: State) -> State:

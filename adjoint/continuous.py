@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Captured, Cotangent, join
+from adjoint.autograd import Ambient, AutogradStepper, Cotangent, join
+from adjoint.captured import Captured
 from adjoint.discrete import run_plainly
 from adjoint.kept import heard
 from adjoint.probe import probe

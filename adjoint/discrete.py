@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Captured, Sweep, TooManyTapes, join
+from adjoint.autograd import Ambient, AutogradStepper, Sweep, TooManyTapes, join
+from adjoint.captured import Captured
 from adjoint.probe import Weights, probe, unchanging
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.stores import Slots

@@ -1,47 +1,54 @@
-"""Is a recomputed step the step that was computed? A few sums of the first sweep's states are kept and compared."""
+"""Is a recorded step the step that was computed? A few of the first sweep's states, or sums of them, are compared."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from adjoint.tensors import State, differentiable
 
+SMALL = 32 * 1024
+"""States up to so many bytes are kept whole, which costs nothing to note; of others sums are."""
+
 
 class Marks:
-    """Sums of the states at a few steps: all of the first 32, and about 32 between a power of two and the next.
+    """Notes of the states at a few steps: all of the first 16, and 8 or more between a power of two and the next.
 
     The same step gives the same bits, unless kernels are not deterministic: half the digits are compared.
     """
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._sums: dict[int, list[float]] = {}
+        self._notes: dict[int, list[Tensor]] = {}
 
-    def pass_by(self, step: int, state: State, first: bool) -> None:
-        """Note the state at this step, or compare it with what was noted; RuntimeError if it is another."""
-        stride = 1 << max(0, step.bit_length() - 6)
-        if step & (stride - 1):
-            return
-        if first:
-            self._sums[step] = _sums(state)
-        elif step in self._sums:
-            self._compare(step, _sums(state))
+    def note(self, step: int, state: State) -> None:
+        """Remember the state at this step, if it is one of the few."""
+        if step & ((1 << max(0, step.bit_length() - 4)) - 1) == 0:
+            self._notes[step] = [_note(x) for x in state]
 
-    def _compare(self, step: int, found: list[float]) -> None:
-        for old, new in zip(self._sums[step], found, strict=True):
-            if abs(new - old) > 1e-4 * max(abs(old), abs(new)):
-                raise RuntimeError(
-                    f"{self._label} gives other values when it is called again (step {step - 1} was computed again); the "
-                    f"gradient would be wrong. It must depend on nothing but its arguments and tensors that stay as they are: "
-                    f"no counters, no memory of earlier calls"
-                )
+    def compare(self, step: int, state: State) -> None:
+        """RuntimeError if the state at this step was another when it was noted."""
+        noted = self._notes.get(step)
+        if noted is not None and not all(_agree(old, _note(x)) for old, x in zip(noted, state, strict=True)):
+            raise RuntimeError(
+                f"{self._label} gives other values when it is called again (step {step - 1} was computed again); the "
+                f"gradient would be wrong. It must depend on nothing but its arguments and tensors that stay as they are: "
+                f"no counters, no memory of earlier calls"
+            )
 
 
-def _sums(state: State) -> list[float]:
-    """For each leaf the sum of its sizes, and a sum in which places count; not a number counts as nothing."""
-    sums = []
-    for x in state:
-        if not x.is_meta and x.numel():
-            sizes = torch.nan_to_num((x.detach().abs() if differentiable(x) else x).double(), posinf=0.0).reshape(-1)
-            sums += [float(sizes.sum()), float(sizes[::2].sum())]
-    return sums
+def _note(x: Tensor) -> Tensor:
+    """The leaf itself if it is small; else the sum of its sizes, and a sum in which places count."""
+    x = x.detach()
+    if x.numel() * x.element_size() <= SMALL:
+        return x.clone()
+    sizes = torch.nan_to_num((x.abs() if differentiable(x) else x).double(), posinf=0.0).reshape(-1)
+    return torch.stack((sizes.sum(), sizes[::2].sum()))
+
+
+def _agree(old: Tensor, new: Tensor) -> bool:
+    if old.is_meta or not old.numel() or torch.equal(old, new):
+        return True
+    wide = torch.complex128 if old.is_complex() else torch.float64
+    a, b = (torch.nan_to_num(x.to(wide), nan=0.0, posinf=0.0, neginf=0.0) for x in (old, new))
+    return bool((b - a).abs().max() <= 1e-4 * torch.maximum(a.abs().max(), b.abs().max()))

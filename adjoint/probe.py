@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjoint.autograd import AutogradStepper, Captured, Outputs
+from adjoint.autograd import AutogradStepper, Outputs
+from adjoint.captured import Captured
+from adjoint.marks import Marks
 from adjoint.memory import Meter, free_bytes
 from adjoint.problem import Problem
 from adjoint.tensors import State, Touched, bytes_of, differentiable, refuse_kept
@@ -68,6 +70,13 @@ class _Nowhere(Outputs):
         self.bytes += bytes_of(leaves)
 
 
+class _Unmarked(Marks):
+    """The probe compares for itself."""
+
+    def note(self, step: int, state: State) -> None:
+        pass
+
+
 PASSING = ("aten.detach", "aten.clone", "aten.alias")
 """Operations that a recorded step and a plain one need in different numbers, and that change no number."""
 
@@ -83,6 +92,7 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
         program.begin(problem.function, problem.state)
         stepper = AutogradStepper(program.sample(), captured)
         outputs = stepper.outputs = _Nowhere(program.outputs, program.label)
+        stepper.marks = _Unmarked(program.label)
         aliases = tuple(x.detach() for x in state)
         with Touched([*aliases, *captured.without, *program.series]) as touched:
             first = stepper.advance(aliases, 0, 1)
@@ -100,9 +110,9 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
         _refuse_kept(touched, again, captured)
         operations = meter.operations[:]
         del touched, again  # they hold tensors that a step does not
-        nodes = _count_nodes([x for r in tape for x in r.step.state])
+        nodes = _count_nodes(tape[0].steps[0].state)
         held = meter.live
-        stepper.begin_reverse([None] * max((len(values) for _, values in tape[0].step.outputs), default=0))
+        stepper.begin_reverse([None] * max((len(values) for _, values in tape[0].steps[0].outputs), default=0))
         stepper.reversed = 1
         stepper.sums = [torch.zeros_like(x) for x in captured.leaves]
         seeds: list[Tensor | None] = [torch.ones_like(x) if differentiable(x) else None for x in state]
@@ -193,7 +203,7 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _count_nodes(results: list[Tensor]) -> int:
+def _count_nodes(results: State) -> int:
     seen = {x.grad_fn for x in results if x.grad_fn is not None}
     stack = list(seen)
     while stack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction as F
+from functools import cached_property
 
 Number = float | F
 
@@ -38,7 +39,7 @@ class Tableau:
             assert abs(c - sum(row)) < 1e-12, f"{self.name}: c is not the row sum of a"
         assert abs(sum(self.b) - 1) < 1e-12, f"{self.name}: b does not sum to one"
 
-    @property
+    @cached_property
     def stages(self) -> int:
         return len(self.b)
 
@@ -46,18 +47,18 @@ class Tableau:
     def adaptive(self) -> bool:
         return self.error is not None
 
-    @property
+    @cached_property
     def weighted(self) -> int:
         """Stages that the new state needs; the rest serve the error estimate and the interpolant."""
         return max(i for i, b in enumerate(self.b) if b != 0) + 1
 
-    @property
+    @cached_property
     def interpolated(self) -> int:
         """Stages that the interpolant needs."""
         assert self.dense is not None
         return max((i for i, row in enumerate(self.dense) if any(row)), default=0) + 1
 
-    @property
+    @cached_property
     def first_same_as_last(self) -> bool:
         """Whether the last stage is f at the new state, and so the first stage of the next step."""
         return self.b[-1] == 0 and self.c[-1] == 1 and self.a[-1] == self.b[:-1]

@@ -380,18 +380,21 @@ def is_plain(x: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def leaves_behind(results: Iterable[Tensor]) -> dict[int, Tensor]:
-    """The leaves of torch's graph that these results depend on."""
-    stack = [x.grad_fn for x in results if x.grad_fn is not None]
+def leaves_behind(results: Iterable[Tensor], until: Iterable[Any] = ()) -> dict[int, Tensor]:
+    """The leaves of torch's graph that these results depend on; the graph is not followed beyond the nodes ``until``."""
     found = {id(x): x for x in results if x.grad_fn is None and x.requires_grad}
-    seen = set(stack)
+    seen = {*until, None}
+    stack: list[Any] = [x.grad_fn for x in results if x.grad_fn not in seen]
+    seen.update(stack)
     while stack:
         node = stack.pop()
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found[id(variable)] = variable
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
+        edges = node.next_functions
+        if not edges:
+            variable = getattr(node, "variable", None)
+            if variable is not None:
+                found[id(variable)] = variable
+        for following, _ in edges:
+            if following not in seen:
                 seen.add(following)
                 stack.append(following)
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import adjoint
-from adjoint.marks import Marks
+from adjoint.marks import SMALL, Marks
 
 
 def counting(rate: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -51,17 +51,30 @@ def test_a_function_that_changes_late_is_refused(
 def test_marks_are_few(steps: int) -> None:
     marks = Marks("f")
     for step in range(1, steps + 1):
-        marks.pass_by(step, (torch.ones(()),), True)
-    assert min(steps, 32) <= len(marks._sums) <= 32 * steps.bit_length()
+        marks.note(step, (torch.ones(()),))
+    assert min(steps, 16) <= len(marks._notes) <= 16 + 8 * steps.bit_length()
 
 
-def test_states_that_are_not_numbers_are_the_same_when_they_are_again() -> None:
+@pytest.mark.parametrize("size", [3, SMALL])
+def test_states_that_are_not_numbers_are_the_same_when_they_are_again(size: int) -> None:
     marks = Marks("f")
-    state = (torch.tensor([1.0, float("nan"), float("inf")]), torch.tensor([1, 2]))
-    marks.pass_by(3, state, True)
-    marks.pass_by(3, state, False)
-    with pytest.raises(RuntimeError, match="step 2 was computed again"):
-        marks.pass_by(3, (state[0], torch.tensor([2, 2])), False)
+    numbers = torch.ones(size)
+    numbers[1], numbers[2] = float("nan"), float("inf")
+    state = (numbers, torch.arange(size))
+    marks.note(3, state)
+    marks.compare(3, tuple(x.clone() for x in state))
+    for other in ((numbers, torch.ones_like(state[1])), (numbers * 1.001, state[1])):
+        with pytest.raises(RuntimeError, match="step 2 was computed again"):
+            marks.compare(3, other)
+
+
+def test_a_note_is_not_a_view() -> None:
+    """A step may hand on the memory of a slot, which others fill later."""
+    marks, x = Marks("f"), torch.ones(3)
+    marks.note(1, (x,))
+    x.zero_()
+    with pytest.raises(RuntimeError, match="computed again"):
+        marks.compare(1, (x,))
 
 
 def test_a_module_that_keeps_statistics_is_refused_at_once() -> None:

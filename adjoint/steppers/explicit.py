@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from adjoint.autograd import Step
+from adjoint.steppers.stages import Stages, Terms
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, added, refuse_writing, versions_of
 from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, GridTimeline, SolveError, replayed
 
-Scalar = float | Tensor
 ROWS = 128
 """Stage times are made for this many steps at once."""
 
@@ -110,11 +110,12 @@ class ExplicitProgram:
         self.evaluations = 0
         self.graph_times: Tensor | None = None
         """For backpropagation through torch's own graph: the steps' times as a function of the caller's."""
-        self._t, self._dtype = t, t.dtype
-        self._device = like[0].device
-        self._wide = torch.float32 if self._device.type == "mps" else torch.float64
-        self._rows = [[(j, a) for j, a in enumerate(row) if a != 0] for row in tableau.a]
-        self._weights = [(j, b) for j, b in enumerate(tableau.b) if b != 0]
+        self.t, self.dtype = t, t.dtype
+        self.device = like[0].device
+        self.wide = torch.float32 if self.device.type == "mps" else torch.float64
+        self.rows = [Terms(row) if any(row) else None for row in tableau.a]
+        self.weights = Terms(tableau.b)
+        self.errors = None if tableau.error is None else Terms(tableau.error)
         self._announced = 0
         self._first_row = -1
         self._table: list[tuple[Tensor, ...]] = []
@@ -145,7 +146,7 @@ class ExplicitProgram:
         """The same steps as functions of the caller's own times, for torch's graph to follow."""
         other = copy.copy(self)
         if self.inputs:
-            other.graph_times = self.timeline.knots(self._t.to(device=self._device, dtype=self._wide))
+            other.graph_times = self.timeline.knots(self.t.to(device=self.device, dtype=self.wide))
         return other
 
     @property
@@ -163,9 +164,9 @@ class ExplicitProgram:
         if self.control.callbacks and k == self._announced:
             self._announced = k + 1
             self._announce("step", start, state, stop - start)
-        attempt = _Attempt(self, function, state, k, start, stop, recording, outputs)
-        attempt.run()
-        return attempt.finish()
+        stages = Stages(self, function, state, k, start, stop, recording, outputs)
+        stages.run()
+        return stages.finish()
 
     def _explore(self, function: Any, k: int, state: State, recording: bool) -> Step:
         """Try steps from the last accepted time until one is accurate enough."""
@@ -187,21 +188,21 @@ class ExplicitProgram:
                     raise SolveError("nonfinite", message, t=end.t, step=end.step) from None
                 raise SolveError(end.status, str(end) + worst, t=end.t, step=end.step) from None
             self._announce("step", start, state, stop - start)
-            attempt = _Attempt(self, function, state, k, start, stop, recording, True)
-            attempt.run(first)
+            stages = Stages(self, function, state, k, start, stop, recording, True)
+            stages.run(first)
             with torch.no_grad() if recording else nullcontext():
-                error = attempt.error()
+                error = stages.error()
             with torch.no_grad():
-                ratio = tolerance.ratio(error, state, attempt.new)
+                ratio = tolerance.ratio(error, state, stages.new)
             accepted = timeline.judge(stop, ratio)
             self._announce("accept" if accepted else "reject", start, state, stop - start)
             if accepted:
                 self._announced = k + 1
-                return attempt.finish()
+                return stages.finish()
             with torch.no_grad():
-                worst = f"; the largest error is in {tolerance.worst(error, state, attempt.new)}"
-            slope = attempt.slopes[0]
-            first = None if attempt.leaf is not None else slope
+                worst = f"; the largest error is in {tolerance.worst(error, state, stages.new)}"
+            slope = stages.slopes[0]
+            first = None if stages.leaf is not None else slope
 
     def _announce(self, what: str, start: float, state: State, h: float) -> None:
         if what in self.control.callbacks:
@@ -209,20 +210,24 @@ class ExplicitProgram:
             self.control.callbacks[what](self.time(start), y, h)
 
     def slope(self, function: Any, t: Tensor, state: State) -> State:
-        """f(t, y) as leaves, of the state's shapes and dtypes."""
+        """f(t, y) as leaves."""
         f, args = function
         self.evaluations += 1
         versions = versions_of(state)
-        value = self.structure.flatten(f(t, self.structure.unflatten(state), *args), "the value of f")
+        return self.checked(f(t, self.structure.unflatten(state), *args), state, versions)
+
+    def checked(self, value: Any, state: State, versions: list[int]) -> State:
+        """The value of f as leaves, if they have the state's shapes and dtypes and the state is as it was."""
+        leaves = self.structure.flatten(value, "the value of f")
         if versions_of(state) != versions:
             refuse_writing("f changed its state")
-        for x, y in zip(value, state):  # noqa: B905 (the structure has as many leaves)
+        for x, y in zip(leaves, state):  # noqa: B905 (the structure has as many leaves)
             if x.shape != y.shape or x.dtype != y.dtype:
                 raise ValueError(
                     f"f returned shape {tuple(x.shape)} and {x.dtype} for a state of shape {tuple(y.shape)} "
                     f"and {y.dtype}; it must return dy/dt, shaped and typed like y"
                 )
-        return value
+        return leaves
 
     def stage_times(self, k: int, start: float, stop: float) -> tuple[Tensor, ...]:
         """t + c_i h for every stage, as tensors of the dtype of ``t`` on the state's device."""
@@ -235,15 +240,14 @@ class ExplicitProgram:
         return self._make_table([(start, stop)])[0].unbind()
 
     def time(self, t: float) -> Tensor:
-        return torch.tensor(t, dtype=self._dtype, device=self._device)
+        return torch.tensor(t, dtype=self.dtype, device=self.device)
 
     def _make_table(self, ends: list[tuple[float, float]]) -> Tensor:
-        start, stop = torch.tensor(ends, dtype=torch.float64).unbind(1)
-        columns = [stop if c == 1 else start + c * (stop - start) for c in self.tableau.c]
-        table = torch.stack(columns, 1).to(self._dtype)
+        rows = [[b if c == 1 else a + c * (b - a) for c in self.tableau.c] for a, b in ends]
+        table = torch.tensor(rows, dtype=torch.float64).to(self.dtype)
         for row, (a, b) in enumerate(ends if self.control.jumps else ()):
             table[row] = torch.stack(self.at_jumps(table[row].unbind(), a, b))
-        return table.to(self._device)
+        return table.to(self.device)
 
     def at_jumps(self, times: Sequence[Tensor], start: float, stop: float) -> tuple[Tensor, ...]:
         """The stage times of a step, a hair inside where it starts or stops at a jump: f is to see its own side."""
@@ -266,8 +270,8 @@ class ExplicitProgram:
     def begin_reverse(self) -> None:
         self._known_slope = None
         if self.inputs:
-            self._of_ends = torch.zeros(self.timeline.steps + 1, dtype=self._wide, device=self._device)
-            self._of_asked = torch.zeros(self.outputs, dtype=self._wide, device=self._device)
+            self._of_ends = torch.zeros(self.timeline.steps + 1, dtype=self.wide, device=self.device)
+            self._of_asked = torch.zeros(self.outputs, dtype=self.wide, device=self.device)
 
     def receive(self, k: int, cotangents: Sequence[Tensor | None]) -> None:
         (times,) = cotangents
@@ -281,151 +285,15 @@ class ExplicitProgram:
         if not self.inputs:
             return ()
         with torch.enable_grad():
-            t = self._t.detach().to(self._of_ends).requires_grad_()
+            t = self.t.detach().to(self._of_ends).requires_grad_()
             (asked,) = torch.autograd.grad(self.timeline.knots(t), t, self._of_ends)
-        return ((asked + self._of_asked).to(self._dtype).to(self._t.device),)
+        return ((asked + self._of_asked).to(self.dtype).to(self.t.device),)
 
     def interpolated(self, inside: range) -> range:
         """Of the asked times inside a step, those whose values are interpolated."""
         if self.timeline.landing:
             return range(0)
         return inside[:-1] if inside and inside[-1] == self.outputs - 1 else inside
-
-
-class _Attempt:
-    """One step being computed; without ``outputs`` it looks at the asked times no more."""
-
-    def __init__(
-        self,
-        program: ExplicitProgram,
-        function: Any,
-        state: State,
-        k: int,
-        start: float,
-        stop: float,
-        recording: bool,
-        outputs: bool,
-    ) -> None:
-        self.program, self.function, self.state, self.k, self.recording = program, function, state, k, recording
-        self.start, self.stop = start, stop
-        self.inside = program.asked.inside(start, stop) if outputs else range(0)
-        self.inner = program.interpolated(self.inside)
-        self.leaf: Tensor | None = None
-        self.h: Scalar = stop - start
-        self.fractions: list[Scalar] = [(program.asked.t[j] - start) / (stop - start) for j in self.inner]
-        if program.inputs:
-            self._differentiable_times()
-        else:
-            self.times = program.stage_times(k, start, stop)
-
-    def _differentiable_times(self) -> None:
-        program = self.program
-        asked = [program.asked.t[j] for j in self.inner]
-        numbers = torch.tensor([self.start, self.stop, *asked], dtype=program._wide, device=program._device)
-        if program.graph_times is not None:
-            ends = program.graph_times[self.k : self.k + 2]
-            numbers = torch.cat((ends, program._t[self.inner.start : self.inner.stop].to(ends)))
-        elif self.recording:
-            numbers.requires_grad_()
-        self.leaf = numbers
-        start, stop, *asked_times = numbers.unbind()
-        self.h = h = stop - start
-        self.fractions = [(t - start) / h for t in asked_times]
-        exact = [stop if c == 1 else start if c == 0 else start + c * h for c in program.tableau.c]
-        times = tuple(t.to(program._dtype) for t in exact)
-        self.times = program.at_jumps(times, self.start, self.stop) if program.control.jumps else times
-
-    def run(self, first: State | None = None) -> None:
-        """The stages that the new state needs, and the new state."""
-        program = self.program
-        if first is None and not self.recording:
-            first = program.reuse(self.k, self.state)
-        self.slopes: list[State] = [] if first is None else [first]
-        for i in range(len(self.slopes), program.tableau.weighted):
-            self.slopes.append(self._stage(i))
-        self.new = self._moved(program._weights)
-
-    def error(self) -> State:
-        """The embedded error estimate h sum_i e_i k_i."""
-        tableau = self.program.tableau
-        self._complete(tableau.stages)
-        assert tableau.error is not None
-        terms = [(i, e) for i, e in enumerate(tableau.error) if e != 0]
-        h = float(self.stop - self.start)
-        return tuple(h * x for x in self._sum(terms))
-
-    def finish(self) -> Step:
-        """The step as its caller sees it."""
-        program = self.program
-        outputs: tuple[tuple[int, State], ...] = ()
-        if self.inner:
-            outputs = tuple(zip(self.inner, self._interpolate(), strict=True))
-        if len(self.inside) > len(self.inner):
-            outputs = (*outputs, (self.inside[-1], self.new))
-        if len(self.slopes) == program.tableau.stages and not self.recording:
-            smooth = self.stop not in program.control.jumps
-            if smooth and program.tableau.first_same_as_last:
-                program.remember(self.k + 1, self.new, self.slopes[-1])
-        leaf = (self.leaf,) if self.leaf is not None and self.recording and program.graph_times is None else ()
-        return Step(self.new, outputs, leaf)
-
-    def _stage(self, i: int) -> State:
-        program = self.program
-        row = program._rows[i]
-        return program.slope(self.function, self.times[i], self._moved(row) if row else self.state)
-
-    def _complete(self, stages: int) -> None:
-        """Stages beyond those that the new state needs; the last one is f there, if the method is so made."""
-        tableau = self.program.tableau
-        for i in range(len(self.slopes), stages):
-            same = tableau.first_same_as_last and i == tableau.stages - 1
-            self.slopes.append(self.program.slope(self.function, self.times[i], self.new) if same else self._stage(i))
-
-    def _interpolate(self) -> list[State]:
-        """y + h sum_i b_i(theta) k_i at every asked time inside the step."""
-        tableau = self.program.tableau
-        assert tableau.dense is not None
-        if self.recording:
-            del self.slopes[tableau.weighted :]  # an error estimate may have made them without a graph
-        self._complete(tableau.interpolated)
-        values = []
-        for theta in self.fractions:
-            terms: list[tuple[int, Scalar]] = []
-            for i, row in enumerate(tableau.dense[: tableau.interpolated]):
-                weight: Scalar = 0.0
-                for coefficient in reversed(row):
-                    weight = (weight + coefficient) * theta
-                terms.append((i, weight))
-            values.append(self._moved([x for x in terms if not (isinstance(x[1], float) and x[1] == 0)]))
-        return values
-
-    def _moved(self, terms: Sequence[tuple[int, Scalar]]) -> State:
-        """y + h sum_i w_i k_i."""
-        h, state = self.h, self.state
-        if isinstance(h, Tensor):
-            return tuple([y + h * x for y, x in zip(state, self._sum(terms), strict=True)])
-        if len(terms) == 1 and isinstance(terms[0][1], float):
-            i, weight = terms[0]
-            h, increments = h * float(weight), self.slopes[i]
-        else:
-            increments = self._sum(terms)
-        if len(state) == 1:
-            return (torch.add(state[0], increments[0], alpha=h),)
-        return tuple([torch.add(y, x, alpha=h) for y, x in zip(state, increments, strict=True)])
-
-    def _sum(self, terms: Sequence[tuple[int, Scalar]]) -> State:
-        return tuple([self._leaf_sum(leaf, terms) for leaf in range(len(self.state))])
-
-    def _leaf_sum(self, leaf: int, terms: Sequence[tuple[int, Scalar]]) -> Tensor:
-        slopes = self.slopes
-        i, weight = terms[0]
-        total = slopes[i][leaf] * weight
-        for i, weight in terms[1:]:
-            if isinstance(weight, float):
-                total = torch.add(total, slopes[i][leaf], alpha=weight)
-            else:
-                total = total + slopes[i][leaf] * weight
-        return total
 
 
 def explicit_program(

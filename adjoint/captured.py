@@ -1,0 +1,99 @@
+"""What a function captures: its tensors, two aliases of each, and the function rebound to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from adjoint.kept import Listener
+from adjoint.tensors import Reach
+
+
+class Captured:
+    """The tensors that a function holds, and the function rebound to aliases of them: two aliases, made once.
+
+    ``plain`` uses aliases without grad, so that whatever still comes out requiring grad was not found; ``recorded``
+    uses leaves, so that hooks and other paths of the caller's graph see nothing of the steps.
+    """
+
+    def __init__(self, function: Any, label: str) -> None:
+        _refuse_transforms(label)
+        self.label = label
+        self.original = function
+        self._reach = Reach(function, label)
+        found = self._reach.requiring_grad
+        self.names = [name for name, _ in found]
+        self.tensors = [x for _, x in found]
+        self.leaves = [_alias(x, True) for x in self.tensors]
+        self.without = [_alias(x, False) for x in self.tensors]
+        self.constants = [x for _, x in self._reach.tensors.values() if not x.requires_grad]
+        self.plain = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.without, strict=True)})
+        self.vetted: list[Tensor] = []
+        """Tensors from outside that the first step used; those that it made itself hold no numbers of its arguments."""
+        self.alike = True
+        """Whether torch takes the same operations with and without grad; if not, plain steps are recorded ones."""
+        self.recorded = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.leaves, strict=True)})
+        self._versions: list[tuple[str, Tensor, int]] = []
+        for name, x in self._reach.tensors.values():
+            self.watch(name, x)
+
+    def watch(self, name: str, x: Tensor) -> None:
+        """Take part in :meth:`check`."""
+        if not x.is_inference():
+            spoken = name.replace(f"{self.label}[0]", self.label, 1).replace(f"{self.label}[1]", "args", 1)
+            self._versions.append((spoken, x, x._version))
+
+    def arrivals(self) -> dict[int, Tensor]:
+        """Tensors that the function reaches now, and did not when it was looked at first."""
+        now = Reach(self.original, self.label).tensors
+        then = self._reach.tensors.keys() | {id(x) for x in self.vetted}
+        return {key: x for key, (_, x) in now.items() if key not in then}
+
+    def listener(self, *known: Tensor) -> Listener:
+        """What runs the recorded function and refuses what it may have kept; asked anew for each reverse sweep."""
+        return Listener(self.recorded, (*self.leaves, *self.constants, *self.vetted, *known), self.label)
+
+    @property
+    def objects(self) -> Iterable[Any]:
+        """Everything that the function reaches."""
+        return self._reach.objects
+
+    def check_unwritten(self) -> None:
+        """Raise if the function itself writes to a tensor that it holds."""
+        for name, x, version in self._versions:
+            if x._version != version:
+                raise RuntimeError(
+                    f"{name} (shape {tuple(x.shape)}) is changed in place by {self.label} itself; recomputed steps would "
+                    f"differ. Put modules that keep statistics in eval() mode, or make the tensor a part of the state"
+                )
+
+    def check(self) -> None:
+        """Raise if a tensor changed since it was first used: the recomputed steps would be others."""
+        for name, x, version in self._versions:
+            if x._version != version:
+                raise RuntimeError(
+                    f"{name} (shape {tuple(x.shape)}) was changed in place between the forward and the reverse sweep; "
+                    f"call backward() before changing it, or work on a clone"
+                )
+
+
+def _alias(x: Tensor, requires_grad: bool) -> Tensor:
+    """The same numbers outside of every graph; a parameter stays one, for functions that ask."""
+    alias = x.detach()
+    if isinstance(x, torch.nn.Parameter):
+        alias = torch.nn.Parameter(alias, requires_grad)
+    alias.__dict__.update(x.__dict__)
+    return alias.requires_grad_(requires_grad)
+
+
+def _refuse_transforms(label: str) -> None:
+    """torch.func and forward mode replace tensors by wrappers, which detached aliases would lose."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            f"{label} is differentiated inside a torch.func transform or in forward mode, which the reverse sweep "
+            f"cannot follow; use gradient='backprop' and a fixed-step method, or torch.autograd.grad without transforms"
+        )

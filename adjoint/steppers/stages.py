@@ -1,0 +1,203 @@
+"""One explicit Runge-Kutta step being computed: its stages, its error, its values in between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adjoint.autograd import Step
+from adjoint.tensors import State
+
+Scalar = float | Tensor
+
+
+class Terms:
+    """A sum w_i k_i, taken as w_m (k_m + sum (w_i / w_m) k_i) with the largest weight w_m: one operation a term."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.first = max(range(len(weights)), key=lambda i: abs(weights[i]))
+        self.scale = weights[self.first]
+        self.rest = tuple((i, w / self.scale) for i, w in enumerate(weights) if w != 0 and i != self.first)
+
+    def of(self, slopes: Sequence[State], leaf: int) -> Tensor:
+        """The sum without the factor ``scale``."""
+        total = slopes[self.first][leaf]
+        for i, ratio in self.rest:
+            total = torch.add(total, slopes[i][leaf], alpha=ratio)
+        return total
+
+
+class Stages:
+    """Step k from ``start`` to ``stop``; without ``outputs`` it looks at the asked times no more.
+
+    ``program`` is the ExplicitProgram that makes it.
+    """
+
+    __slots__ = (
+        "fractions",
+        "function",
+        "h",
+        "inner",
+        "inside",
+        "k",
+        "leaf",
+        "new",
+        "program",
+        "recording",
+        "slopes",
+        "start",
+        "state",
+        "stop",
+        "times",
+    )
+
+    def __init__(
+        self,
+        program: Any,
+        function: Any,
+        state: State,
+        k: int,
+        start: float,
+        stop: float,
+        recording: bool,
+        outputs: bool,
+    ) -> None:
+        self.program, self.function, self.state, self.k, self.recording = program, function, state, k, recording
+        self.start, self.stop = start, stop
+        self.inside = program.asked.inside(start, stop) if outputs else range(0)
+        self.inner = program.interpolated(self.inside)
+        self.leaf: Tensor | None = None
+        self.h: Scalar = stop - start
+        self.fractions: list[Scalar] = [(program.asked.t[j] - start) / (stop - start) for j in self.inner]
+        self.slopes: list[State] = []
+        if program.inputs:
+            self._differentiable_times()
+        else:
+            self.times = program.stage_times(k, start, stop)
+
+    def _differentiable_times(self) -> None:
+        program = self.program
+        asked = [program.asked.t[j] for j in self.inner]
+        numbers = torch.tensor([self.start, self.stop, *asked], dtype=program.wide, device=program.device)
+        if program.graph_times is not None:
+            ends = program.graph_times[self.k : self.k + 2]
+            numbers = torch.cat((ends, program.t[self.inner.start : self.inner.stop].to(ends)))
+        elif self.recording:
+            numbers.requires_grad_()
+        self.leaf = numbers
+        start, stop, *asked_times = numbers.unbind()
+        self.h = h = stop - start
+        self.fractions = [(t - start) / h for t in asked_times]
+        exact = [stop if c == 1 else start if c == 0 else start + c * h for c in program.tableau.c]
+        times = tuple(t.to(program.dtype) for t in exact)
+        self.times = program.at_jumps(times, self.start, self.stop) if program.control.jumps else times
+
+    def run(self, first: State | None = None) -> None:
+        """The stages that the new state needs, and the new state."""
+        program = self.program
+        if first is None and not self.recording:
+            first = program.reuse(self.k, self.state)
+        if first is not None:
+            self.slopes.append(first)
+        versioned = not (torch.is_inference_mode_enabled() or self.state[0].is_inference())
+        if versioned and program.structure.single and isinstance(self.h, float):
+            self._run_single(self.h)
+        for i in range(len(self.slopes), program.tableau.weighted):
+            self._stage(i)
+        self.new = self._moved(program.weights)
+
+    def _run_single(self, h: float) -> None:
+        """The stages written out for a state of one tensor: a small step takes an eighth less time."""
+        program, (f, args), (y,), slopes = self.program, self.function, self.state, self.slopes
+        shape, dtype, at = y.shape, y.dtype, y
+        for i in range(len(slopes), program.tableau.weighted):
+            terms = program.rows[i]
+            if terms is not None:
+                total = slopes[terms.first][0]
+                for j, ratio in terms.rest:
+                    total = torch.add(total, slopes[j][0], alpha=ratio)
+                at = torch.add(y, total, alpha=h * terms.scale)
+            version = at._version
+            value = f(self.times[i], at, *args)
+            program.evaluations += 1
+            if isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype and at._version == version:
+                slopes.append((value,))
+            else:
+                slopes.append(program.checked(value, (at,), [version]))
+
+    def error(self) -> State:
+        """The embedded error estimate h sum_i e_i k_i."""
+        program = self.program
+        self._complete(program.tableau.stages)
+        terms = program.errors
+        assert terms is not None
+        scale = (self.stop - self.start) * terms.scale
+        return tuple([terms.of(self.slopes, leaf) * scale for leaf in range(len(self.state))])
+
+    def finish(self) -> Step:
+        """The step as its caller sees it."""
+        program = self.program
+        outputs: tuple[tuple[int, State], ...] = ()
+        if self.inside:
+            if self.inner:
+                outputs = tuple(zip(self.inner, self._interpolate(), strict=True))
+            if len(self.inside) > len(self.inner):
+                outputs = (*outputs, (self.inside[-1], self.new))
+        if len(self.slopes) == program.tableau.stages and not self.recording:
+            smooth = self.stop not in program.control.jumps
+            if smooth and program.tableau.first_same_as_last:
+                program.remember(self.k + 1, self.new, self.slopes[-1])
+        own = self.leaf is not None and self.recording and program.graph_times is None
+        return Step(self.new, outputs, (self.leaf,) if own and self.leaf is not None else ())
+
+    def _stage(self, i: int) -> None:
+        terms = self.program.rows[i]
+        at = self.state if terms is None else self._moved(terms)
+        self.slopes.append(self.program.slope(self.function, self.times[i], at))
+
+    def _complete(self, stages: int) -> None:
+        """Stages beyond those that the new state needs; the last one is f there, if the method is so made."""
+        tableau = self.program.tableau
+        for i in range(len(self.slopes), stages):
+            if tableau.first_same_as_last and i == tableau.stages - 1:
+                self.slopes.append(self.program.slope(self.function, self.times[i], self.new))
+            else:
+                self._stage(i)
+
+    def _interpolate(self) -> list[State]:
+        """y + h sum_i b_i(theta) k_i at every asked time inside the step."""
+        tableau = self.program.tableau
+        assert tableau.dense is not None
+        if self.recording:
+            del self.slopes[tableau.weighted :]  # an error estimate may have made them without a graph
+        self._complete(tableau.interpolated)
+        return [self._at(theta) for theta in self.fractions]
+
+    def _at(self, theta: Scalar) -> State:
+        """y + h theta sum_i (b_i(theta) / theta) k_i."""
+        dense = self.program.tableau.dense
+        assert dense is not None
+        weights: list[Scalar] = []
+        for row in dense[: self.program.tableau.interpolated]:
+            weight: Scalar = 0.0
+            for coefficient in reversed(row):
+                weight = (weight + coefficient) * theta
+            weights.append(weight)
+        if not isinstance(theta, Tensor):
+            return self._moved(Terms([float(w) for w in weights]))
+        used = [(i, w) for i, w in enumerate(weights) if isinstance(w, Tensor)]
+        return tuple([y + self.h * sum(w * self.slopes[i][leaf] for i, w in used) for leaf, y in enumerate(self.state)])
+
+    def _moved(self, terms: Terms) -> State:
+        """y + h sum_i w_i k_i."""
+        h, state, slopes = self.h, self.state, self.slopes
+        if isinstance(h, Tensor):
+            h = h * terms.scale
+            return tuple([y + h * terms.of(slopes, leaf) for leaf, y in enumerate(state)])
+        h *= terms.scale
+        if len(state) == 1:
+            return (torch.add(state[0], terms.of(slopes, 0), alpha=h),)
+        return tuple([torch.add(y, terms.of(slopes, leaf), alpha=h) for leaf, y in enumerate(state)])
