@@ -184,8 +184,8 @@ def test_a_refusal_names_the_step_the_tensor_and_the_ways_out() -> None:
         UntrackedTensorError, match=r"f uses in step 9 .*\(3,\), torch.float64, 'kept' of .* anew .*args="
     ):
         gradients(case(in_an_attribute_of_a_tensor(), torch.sin), method="rk4", dt=0.1, slots=2)
-    with pytest.raises(UntrackedTensorError, match=r"f keeps a tensor .* in step \d .*args="):
-        gradients(case(in_an_attribute_of_a_tensor(), torch.sin), method="rk4", dt=0.1, slots="all")
+    with pytest.raises(UntrackedTensorError, match=r"f keeps a tensor .* in step \d+ .*args="):
+        gradients(case(in_an_attribute_of_a_tensor(), torch.sin), method="rk4", dt=0.01, slots="all")
 
 
 class Constants:
@@ -245,3 +245,21 @@ def test_few_calls_are_listened_to() -> None:
     numbers_heard = [k for k in range(100) if heard(k)]
     assert numbers_heard == [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96]
     assert loss_of(theta()).requires_grad
+
+
+@pytest.mark.parametrize("slots", ["all", 3])
+def test_a_graph_kept_from_the_step_before_is_refused(slots: int | str) -> None:
+    """Sums save no tensors, so that torch has nothing to complain of; nothing here is ever run plainly."""
+    p = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    kept: ContextVar[Tensor] = ContextVar("kept")
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        if t < 0.5:
+            return p + y
+        before = kept.get(None)
+        kept.set(y)
+        return p + y if before is None else p + before
+
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="from one call|did not use at first|computed again"):
+        adjoint.solve(f, y0, [0.0, 1.0], method="euler", dt=0.1, slots=slots).ys.sum().backward()
