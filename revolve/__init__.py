@@ -29,15 +29,19 @@ from revolve.binomial import (
 from revolve.budget import Plan, Prices, format_bytes, parse_bytes, sweep, uniform_sweep
 from revolve.catalogue import SCHEDULES
 from revolve.chains import Differing, weigh
+from revolve.codecs import Cast
 from revolve.disk import DiskRevolve, PeriodicDisk
+from revolve.files import StoreError
 from revolve.hierarchy import HRevolve, Multistage, Tier
+from revolve.journal import Journal
 from revolve.mixed import Mixed, Stages
 from revolve.online import Online
 from revolve.planner import OpenPlan, Storage, calibrate, plan
-from revolve.run import Run, Stepper, VerificationError, verify
+from revolve.referee import VerificationError, verify
+from revolve.run import Run, Stepper
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
 from revolve.selected import Bisection, Selected
-from revolve.stores import CheckpointStore, Memory
+from revolve.stores import CheckpointStore, Disk, Memory
 
 __all__ = [
     "GIVEN",
@@ -46,11 +50,14 @@ __all__ = [
     "Advance",
     "Binomial",
     "Bisection",
+    "Cast",
     "CheckpointStore",
     "Differing",
+    "Disk",
     "DiskRevolve",
     "Drop",
     "HRevolve",
+    "Journal",
     "Load",
     "Memory",
     "Mixed",
@@ -73,6 +80,7 @@ __all__ = [
     "Stepper",
     "Storage",
     "StoreAll",
+    "StoreError",
     "StoreNothing",
     "Tier",
     "TierReport",

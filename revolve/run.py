@@ -1,13 +1,11 @@
-"""The only interpreter of actions, and the referee that runs it on plain integers."""
+"""The only interpreter of actions."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
-from typing import Generic, Protocol, TypeVar
-
-import numpy as np
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
 
 from revolve.actions import (
     ADVANCE,
@@ -17,22 +15,17 @@ from revolve.actions import (
     RECORD,
     REVERSE,
     SAVE,
-    Action,
-    Report,
     Saved,
     Schedule,
-    TierReport,
-    encode,
 )
 from revolve.binomial import whole
+from revolve.journal import Journal, Point, Watched
 from revolve.stores import CheckpointStore, Memory
+from revolve.sweeps import Row, actions_of, with_next_load
 
 State = TypeVar("State")
 Tape = TypeVar("Tape")
 Cotangent = TypeVar("Cotangent")
-
-CACHED_STEPS = 20_000
-"""Plans of chains up to this length are kept as arrays between runs (3 MB at most, the last 16)."""
 
 
 class Stepper(Protocol[State, Tape, Cotangent]):
@@ -65,6 +58,7 @@ class Run(Generic[State, Tape, Cotangent]):
     ``stores``: one for each tier that the schedule names; without them every tier is a dictionary in memory.
     ``given=True``: the caller keeps x_0 himself. It is never copied, it still counts as one of the slots, and the
     reverse sweep can be repeated, from x_0 alone.
+    ``journal``: the run can be continued by another process that makes the same calls.
     """
 
     def __init__(
@@ -74,19 +68,22 @@ class Run(Generic[State, Tape, Cotangent]):
         stores: Mapping[int, CheckpointStore[State]] | None = None,
         *,
         given: bool = False,
+        journal: Journal | None = None,
     ) -> None:
         self.schedule = schedule
         self.steps: int | None = None
-        self._stepper = stepper
+        self._journal = journal
+        self._stepper: Stepper[State, Any, Cotangent] = stepper if journal is None else Watched(stepper, journal)
         self._stores: Mapping[int, CheckpointStore[State]] = defaultdict(Memory) if stores is None else stores
         self._states: set[tuple[int, int]] = set()
-        self._tapes: dict[tuple[int, int], Tape] = {}
+        self._tapes: dict[tuple[int, int], Any] = {}
         self._given = given
         self._first: State | None = None
         self._state: State | None = None
         self._at = -1
         self._reversed = -1
         self._before: tuple[int, State] | None = None
+        self._resumed: tuple[int, State] | None = None
         self._loaded: tuple[int, int] | None = None
         self._leaving: set[tuple[int, int]] = set()
         self._based: dict[tuple[int, int], tuple[int, int]] = {}
@@ -102,13 +99,19 @@ class Run(Generic[State, Tape, Cotangent]):
             steps = whole("steps", steps, least=1)
         self._begin(state)
         self.steps = steps
-        if steps is not None:
-            self._execute(_actions(self.schedule, steps, None), None)
+        with self._undone():
+            start = 0 if self._journal is None else self._go_on(state, self._journal.begin(state, steps))
+            actions: Iterable[Row]
+            actions = self.schedule.forward(None) if steps is None else actions_of(self.schedule, steps, None)
+            if self._journal is not None:
+                actions = self._left(actions, start)
+            if steps is None:
+                return self._find_end(actions, start)
+            self._execute(actions, None)
             if self._at != steps or self._state is None:
                 raise ValueError(f"{self.schedule}: the first sweep ended at {self._at} of {steps}")
             final, self._state, self._at = self._state, None, -1
             return final
-        return self._find_end()
 
     def adopt(self, state: State, steps: int) -> None:
         """Take a chain that has been run already: x_0 is given, and the reverse sweep makes whatever else it needs."""
@@ -116,23 +119,107 @@ class Run(Generic[State, Tape, Cotangent]):
             raise ValueError("adopt() needs a Run made with given=True: the reverse sweep starts from the caller's x_0")
         self._begin(state)
         self.steps = whole("steps", steps, least=1)
+        if self._journal is not None:
+            self._go_on(state, None)
 
     def backward(self, cotangent: Cotangent) -> Cotangent:
         """The reverse sweep: the cotangent of x_0 from that of x_n. Every slot is empty afterwards."""
-        if self.steps is None or not (self._states or self._tapes or self._at >= 0):
+        if self.steps is None or not (self._states or self._tapes or self._at >= 0 or self._first is not None):
             raise RuntimeError("there is nothing to reverse: run forward() first (with given=True it may be repeated)")
-        self._reversed = self.steps
-        result = self._execute(_actions(self.schedule, self.steps, self.saved), cotangent)
+        with self._undone():
+            result = self._backward(self.steps, cotangent)
+        if self._journal is not None:
+            self._journal.finish()
+        for store in self._stores.values():
+            if hasattr(store, "release"):
+                store.release()
+        return result
+
+    def _backward(self, steps: int, cotangent: Cotangent) -> Cotangent:
+        if self._first is not None and not any(step == 0 for step, _ in self._states):
+            self._states.add((0, GIVEN))
+        point = self._journal.returned(cotangent) if self._journal is not None and self._journal.active else None
+        self._reversed, saved, found = steps, self.saved, cotangent
+        if point is not None:
+            found, saved = point.value, self._come_back(point, steps)
+        actions = actions_of(self.schedule, steps, saved)
+        if point is not None:
+            done = (REVERSE, point.step, steps)
+            actions = (action for action in actions if tuple(action) != done)
+        result = self._execute(self._foreseen(actions), found)
         if self._reversed != 0:
             raise ValueError(f"{self.schedule}: the reverse sweep did not reach step 0, but {self._reversed}")
         self._state, self._at, self._loaded = None, -1, None
         self._leave()
+        if not self._given:
+            self._first = None
+            self._states.discard((0, GIVEN))
         assert result is not None and not self._leaving
         return result
 
+    # -- going on where an earlier process was
+
+    def _go_on(self, state: State, point: Point | None) -> int:
+        """Take up what an earlier process left of this run: the states in stores that stay, and how far it came."""
+        assert self._journal is not None
+        for tier, store in self._stores.items():
+            if getattr(store, "stays", False):
+                self._states |= {(step, tier) for step in store.steps}  # type: ignore[attr-defined]
+        if self._first is None and self._journal.goes_on:
+            self._first = self._journal.copy(state)  # its place may have been on a tape that is lost
+        if point is None:
+            return 0
+        self._stepper.restore(point.stepper)  # type: ignore[attr-defined]
+        self._resumed = point.step, point.value
+        return point.step
+
+    def _left(self, actions: Iterable[Row], start: int) -> Iterator[Row]:
+        """Of a first sweep, what is left to do from ``start``, where some states are there already and some are lost."""
+        for action in actions:
+            verb, a, b = action
+            if verb in (ADVANCE, RECORD):
+                if b > start:
+                    self._resume()
+                    yield [verb, max(a, start), b]
+            elif verb == SAVE:
+                if self._at_hand(a) is not None and (a, b) not in self._states:
+                    yield action
+            elif (a, b) in self._states:
+                yield action
+        self._resume()
+
+    def _resume(self) -> None:
+        """From x_0, which the schedule may have wanted to keep, to where the earlier process was."""
+        if self._resumed is not None:
+            (self._at, self._state), self._resumed = self._resumed, None
+
+    def _come_back(self, point: Point, steps: int) -> Saved:
+        """Below a point of the reverse sweep: the steps above it count as a tape that is reversed already."""
+        self._stepper.restore(point.stepper)  # type: ignore[attr-defined]
+        for step, tier in [slot for slot in self._states if slot[0] >= point.step and slot[1] != GIVEN]:
+            self._states.remove((step, tier))
+            self._stores[tier].drop(step)
+        self._tapes = {tape: held for tape, held in self._tapes.items() if tape[1] <= point.step}
+        self._based = {tape: slot for tape, slot in self._based.items() if tape in self._tapes}
+        self._state, self._at, self._reversed = None, -1, point.step
+        return Saved(frozenset(self._states), (*sorted(self._tapes), (point.step, steps)), -1)
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Whatever goes wrong, no slot stays full: what is to be continued alone is left where it is."""
+        try:
+            yield
+        except BaseException:
+            first = self._first
+            self._forget(staying=False)
+            if self._given and first is not None:
+                self._first = first
+                self._states.add((0, GIVEN))
+            raise
+
     def _begin(self, state: State) -> None:
         if self._states or self._tapes:
-            self.clear()
+            self._forget(staying=False)
         self._state, self._at, self._loaded = state, 0, None
         if self._given:
             self._first = state
@@ -140,19 +227,29 @@ class Run(Generic[State, Tape, Cotangent]):
 
     def clear(self) -> None:
         """Give back every slot and tape."""
+        self._forget(staying=True)
+
+    def _forget(self, *, staying: bool) -> None:
+        """Give back every slot and tape; states in stores that stay only if told to."""
         for step, tier in self._states:
-            if tier != GIVEN:
+            if tier != GIVEN and (staying or not getattr(self._stores[tier], "stays", False)):
                 self._stores[tier].drop(step)
         self._states.clear()
         self._tapes.clear()
         self._based.clear()
-        self._state, self._first, self._before = None, None, None
+        self._state, self._first, self._before, self._resumed = None, None, None, None
         self._at, self._loaded = -1, None
         self._leave()
+        for store in self._stores.values():
+            if hasattr(store, "release"):
+                store.release()
 
-    def _find_end(self) -> State:
+    def _find_end(self, actions: Iterable[Row], begun: int) -> State:
         """Follow a schedule that never ends, until the stepper says that a step was the last."""
-        for action in self.schedule.forward(None):
+        if begun and self._stepper.last(begun - 1):
+            self._resume()
+            return self._end(RECORD)
+        for action in actions:
             verb, start, stop = action
             before = self._state
             self._execute((action,), None)
@@ -167,16 +264,17 @@ class Run(Generic[State, Tape, Cotangent]):
 
     def _end(self, verb: int) -> State:
         """The step just taken was the last: x_{n-1} is the working state again, unless that step was recorded."""
-        assert self._state is not None and self._before is not None
+        assert self._state is not None
         final, self.steps = self._state, self._at
         if verb == ADVANCE:
+            assert self._before is not None
             self._at, self._state = self._before
         else:
             self._at, self._state = -1, None
         self._before = None
         return final
 
-    def _execute(self, actions: Iterable[Action | list[int]], cotangent: Cotangent | None) -> Cotangent | None:
+    def _execute(self, actions: Iterable[Row], cotangent: Cotangent | None) -> Cotangent | None:
         stepper, tapes = self._stepper, self._tapes
         for verb, a, b in actions:
             if verb == ADVANCE:
@@ -207,6 +305,17 @@ class Run(Generic[State, Tape, Cotangent]):
                 self._drop(a, b)
         return cotangent
 
+    def _foreseen(self, actions: Iterable[Row]) -> Iterable[Row]:
+        """The actions; the next state to be loaded is on its way early, if its store can do that."""
+        early = {tier for tier, store in self._stores.items() if hasattr(store, "prefetch")}
+        return with_next_load(actions, early, self._fetch) if early else actions
+
+    def _fetch(self, step: int, tier: int) -> bool:
+        if (step, tier) not in self._states:
+            return False
+        self._stores[tier].prefetch(step)  # type: ignore[attr-defined]
+        return True
+
     def _take(self, step: int) -> State:
         if self._at != step or self._state is None:
             raise ValueError(f"a run from step {step} was asked for, but the working state is at {self._at}")
@@ -220,15 +329,11 @@ class Run(Generic[State, Tape, Cotangent]):
     def _save(self, step: int, tier: int) -> None:
         if step == 0 and self._given:
             return
-        if step == self._at:
-            state = self._state
-        elif self._before is not None and self._before[0] == step:
-            state = self._before[1]
-        else:
+        state = self._at_hand(step)
+        if state is None:
             raise ValueError(f"Save({step}): the working state is at {self._at}")
         if (step, tier) in self._states:
             raise ValueError(f"Save({step}, tier={tier}): that state is already there")
-        assert state is not None
         if (step, tier) in self._leaving:  # saved anew: the old slot goes when the last that uses it lets go
             self._leaving.remove((step, tier))
             self._based = {tape: slot for tape, slot in self._based.items() if slot != (step, tier)}
@@ -238,6 +343,12 @@ class Run(Generic[State, Tape, Cotangent]):
             raise ValueError(f"Save({step}, tier={tier}): stores holds the tiers {sorted(self._stores)} only") from None
         store.save(step, state)
         self._states.add((step, tier))
+
+    def _at_hand(self, step: int) -> State | None:
+        """The working state, or the one before it, if it is that of this step."""
+        if step == self._at:
+            return self._state
+        return self._before[1] if self._before is not None and self._before[0] == step else None
 
     def _load(self, step: int, tier: int) -> None:
         if (step, tier) not in self._states:
@@ -264,135 +375,3 @@ class Run(Generic[State, Tape, Cotangent]):
         for step, tier in self._leaving - {self._loaded, *self._based.values()}:
             self._leaving.remove((step, tier))
             self._stores[tier].drop(step)
-
-
-def _actions(schedule: Schedule, steps: int, saved: Saved | None) -> Iterator[Action | list[int]]:
-    """One sweep of a schedule: forward when nothing is saved yet. Short plans are made once and kept as arrays."""
-    try:
-        hash(schedule)
-        cached = steps <= CACHED_STEPS
-    except TypeError:  # a schedule with fields that change
-        cached = False
-    if not cached:
-        yield from _sweep(schedule, steps, saved)
-    else:
-        yield from _rows(schedule, steps, saved).tolist()
-
-
-def _sweep(schedule: Schedule, steps: int, saved: Saved | None) -> Iterator[Action]:
-    return schedule.forward(steps) if saved is None else schedule.backward(steps, saved)
-
-
-@lru_cache(maxsize=16)
-def _rows(schedule: Schedule, steps: int, saved: Saved | None) -> np.ndarray:
-    return encode(_sweep(schedule, steps, saved))
-
-
-class VerificationError(AssertionError):
-    """A schedule did what no schedule may do."""
-
-
-class _Counter:
-    """Steps on plain integers: x_k is k, its cotangent is k, and nothing may happen out of order."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-        self.changes = np.zeros(steps + 1, dtype=np.int64)
-        self.plain = self.recorded = self.tapes = self.peak_tapes = 0
-
-    def advance(self, state: int, start: int, stop: int) -> int:
-        self._run(state, start, stop)
-        self.plain += stop - start
-        return stop
-
-    def record(self, state: int, start: int, stop: int) -> tuple[int, tuple[int, int]]:
-        self._run(state, start, stop)
-        self.recorded += stop - start
-        self.tapes += stop - start
-        self.peak_tapes = max(self.peak_tapes, self.tapes)
-        return stop, (start, stop)
-
-    def reverse(self, tape: tuple[int, int], cotangent: int) -> int:
-        start, stop = tape
-        self.tapes -= stop - start
-        return start
-
-    def last(self, step: int) -> bool:
-        return step == self.steps - 1
-
-    def _run(self, state: int, start: int, stop: int) -> None:
-        if state != start or not start < stop <= self.steps:
-            raise VerificationError(f"a run of {start} .. {stop} from the state of step {state}")
-        self.changes[start] += 1
-        self.changes[stop] -= 1
-
-
-class _Slots:
-    """A tier of integers that counts."""
-
-    lends = False
-
-    def __init__(self) -> None:
-        self.states: dict[int, int] = {}
-        self.saves = self.loads = self.peak = 0
-
-    def save(self, step: int, state: int) -> None:
-        self.states[step] = state
-        self.saves += 1
-        self.peak = max(self.peak, len(self.states))
-
-    def load(self, step: int) -> int:
-        self.loads += 1
-        return self.states[step]
-
-    def drop(self, step: int) -> None:
-        del self.states[step]
-
-    @property
-    def report(self) -> TierReport:
-        return TierReport(self.saves, self.loads, self.peak)
-
-
-def verify(
-    schedule: Schedule,
-    steps: int,
-    *,
-    slots: int | Mapping[int, int] | None = None,
-    tapes: int | None = None,
-    known: bool = True,
-) -> Report:
-    """Run a schedule on plain integers and count: every step reversed once and in order, nothing loaded that is not
-    there, slots (one number for tier 0, or one per tier) and recorded tapes never above what is allowed, all empty at
-    the end. Raises VerificationError; ``known=False`` hides the number of steps until the last one has been run.
-    """
-    steps = whole("steps", steps, least=1)
-    stepper = _Counter(steps)
-    stores: defaultdict[int, _Slots] = defaultdict(_Slots)
-    run = Run(schedule, stepper, stores)
-    try:
-        end = run.forward(0, steps if known else None)
-        if end != steps or run.steps != steps:
-            raise VerificationError(f"the first sweep ended at {end} of {steps}")
-        run.backward(steps)
-    except (ValueError, KeyError) as error:
-        raise VerificationError(str(error)) from error
-    if stepper.tapes or any(store.states for store in stores.values()):
-        raise VerificationError("something is left in a slot or on a tape at the end")
-    runs = np.cumsum(stepper.changes[:-1])
-    tiers = {tier: store.report for tier, store in sorted(stores.items()) if store.saves}
-    report = Report(steps, stepper.plain, stepper.recorded, int(runs.max()), stepper.peak_tapes, tiers)
-    _within(report, slots, tapes)
-    return report
-
-
-def _within(report: Report, slots: int | Mapping[int, int] | None, tapes: int | None) -> None:
-    if slots is None:
-        limits: Mapping[int, int] = {}
-    else:
-        limits = slots if isinstance(slots, Mapping) else {0: slots}
-    for tier, limit in limits.items():
-        peak = report.tiers.get(tier, TierReport()).peak_slots
-        if peak > limit:
-            raise VerificationError(f"{peak} slots used in tier {tier}, {limit} allowed")
-    if tapes is not None and report.peak_tapes > tapes:
-        raise VerificationError(f"{report.peak_tapes} recorded steps held at once, {tapes} allowed")

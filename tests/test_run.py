@@ -35,7 +35,7 @@ from revolve import (
     both_sweeps,
     verify,
 )
-from revolve.run import CACHED_STEPS
+from revolve.sweeps import CACHED_STEPS
 
 every_schedule = pytest.mark.parametrize("schedule", members(), ids=str)
 
