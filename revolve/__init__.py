@@ -32,9 +32,10 @@ from revolve.chains import Differing, weigh
 from revolve.codecs import Cast
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.files import StoreError
-from revolve.hierarchy import HRevolve, Multistage, Tier
+from revolve.hierarchy import HRevolve, Tier
 from revolve.journal import Journal
 from revolve.mixed import Mixed, Stages
+from revolve.multistage import Multistage
 from revolve.online import Online
 from revolve.planner import OpenPlan, Storage, calibrate, plan
 from revolve.referee import VerificationError, verify

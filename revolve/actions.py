@@ -164,20 +164,38 @@ def both_sweeps(schedule: Schedule, steps: int) -> Iterator[Action]:
     at = 0
     for action in schedule.forward(steps):
         yield action
-        match action:
-            case Advance(_, stop):
-                at = stop
-            case Record(start, stop):
-                tapes.add((start, stop))
-                at = stop
-            case Load(step):
-                at = step
-            case Save(step, tier):
-                states.add((step, tier))
-            case Drop(step, tier):
-                states.remove((step, tier))
+        at = _follow(action, states, tapes, at)
     assert at == steps, f"the first sweep of {schedule} ended at {at} of {steps}"
     yield from schedule.backward(steps, Saved(frozenset(states), tuple(sorted(tapes))))
+
+
+def left_behind(actions: Iterable[Action], saved: Saved | None = None) -> Saved:
+    """What is at hand after these actions: from x_0 as the working state, or from what was ``saved`` before them."""
+    before = Saved(frozenset(), (), 0) if saved is None else saved
+    states, tapes, at = set(before.states), set(before.tapes), before.at
+    for action in actions:
+        at = _follow(action, states, tapes, at)
+    return Saved(frozenset(states), tuple(sorted(tapes)), at)
+
+
+def _follow(action: Action, states: set[tuple[int, int]], tapes: set[tuple[int, int]], at: int) -> int:
+    """Note what an action keeps or gives back; the step of the working state after it, -1 if there is none."""
+    match action:
+        case Advance(_, stop):
+            return stop
+        case Record(start, stop):
+            tapes.add((start, stop))
+            return stop
+        case Reverse(start, stop):
+            tapes.remove((start, stop))
+            return -1
+        case Load(step):
+            return step
+        case Save(step, tier):
+            states.add((step, tier))
+        case Drop(step, tier):
+            states.remove((step, tier))
+    return at
 
 
 @dataclass(frozen=True)

@@ -71,14 +71,14 @@ def fewest_slots(*, steps: int, repetitions: int | None = None, extra_steps: int
         return 0
     if repetitions is not None:
         wanted = whole("repetitions", repetitions, least=1)
-        return _least(lambda c: _beta(c, wanted) >= steps, 1)
+        return least_from(lambda c: _beta(c, wanted) >= steps, 1)
     limit = whole("extra_steps", extra_steps)
     if limit < steps - 1:
         raise ValueError(
             f"extra_steps={limit} cannot reverse {steps} steps: the first sweep alone runs {steps - 1}; "
             f"give at least {steps - 1}"
         )
-    return _least(lambda c: _extra(steps, c) <= limit, 1)
+    return least_from(lambda c: _extra(steps, c) <= limit, 1)
 
 
 def longest_chain(*, slots: int, repetitions: int | None = None, extra_steps: int | None = None) -> int:
@@ -90,7 +90,7 @@ def longest_chain(*, slots: int, repetitions: int | None = None, extra_steps: in
     limit = whole("extra_steps", extra_steps)
     if slots == 0:
         return 1
-    return _least(lambda n: _extra(n + 1, slots) > limit, 1)
+    return least_from(lambda n: _extra(n + 1, slots) > limit, 1)
 
 
 def check(steps: int, slots: int) -> tuple[int, int]:
@@ -122,7 +122,7 @@ def _beta(c: int, r: int) -> int:
 
 
 def _repetitions(n: int, c: int) -> int:
-    return 0 if n == 1 else _least(lambda r: _beta(c, r) >= n, 1)
+    return 0 if n == 1 else least_from(lambda r: _beta(c, r) >= n, 1)
 
 
 def _extra(n: int, c: int) -> int:
@@ -141,7 +141,7 @@ def _splits(n: int, c: int) -> range:
     return range(least, most + 1)
 
 
-def _least(holds: Callable[[int], bool], start: int) -> int:
+def least_from(holds: Callable[[int], bool], start: int) -> int:
     """The least integer from start on for which a monotone predicate holds."""
     high = start
     while not holds(high):

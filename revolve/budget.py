@@ -23,13 +23,12 @@ from revolve.actions import (
     Report,
     Schedule,
     TierReport,
-    both_sweeps,
-    encode,
 )
 from revolve.chains import Differing
 from revolve.disk import DiskRevolve
 from revolve.hierarchy import HRevolve
 from revolve.mixed import Mixed, Stages
+from revolve.pieces import as_array
 from revolve.schedules import Binomial, StoreAll
 
 DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -142,8 +141,7 @@ class Plan:
 
     @cached_property
     def _array(self) -> np.ndarray:
-        fast = getattr(self.schedule, "array", None)
-        rows = encode(both_sweeps(self.schedule, self.steps)) if fast is None else fast(self.steps)
+        rows = as_array(self.schedule, self.steps)
         if self.given:
             first = np.flatnonzero(rows[:, 1] == 0)
             verb = rows[first, 0]

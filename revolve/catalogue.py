@@ -5,8 +5,9 @@ from __future__ import annotations
 from revolve.actions import Schedule
 from revolve.chains import Differing
 from revolve.disk import DiskRevolve, PeriodicDisk
-from revolve.hierarchy import HRevolve, Multistage
+from revolve.hierarchy import HRevolve
 from revolve.mixed import Mixed, Stages
+from revolve.multistage import Multistage
 from revolve.online import Online
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
 from revolve.selected import Bisection, Selected

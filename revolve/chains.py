@@ -19,7 +19,7 @@ tape of step i is held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from itertools import takewhile
@@ -45,7 +45,8 @@ from revolve.actions import (
     tally,
 )
 from revolve.hierarchy import with_given
-from revolve.schedules import Nested, Segment, close_gaps, regenerate, walk
+from revolve.pieces import Piece, walk
+from revolve.schedules import Segment, close_gaps, regenerate
 from revolve.search import cheapest
 
 LONGEST_SEARCH = 10
@@ -86,6 +87,11 @@ class Differing:
                 raise ValueError(f"{name} has {len(sizes)} sizes for {len(self.costs)} steps; give one for each step")
             object.__setattr__(self, name, tuple(binomial.whole(name, size) for size in sizes))
 
+    def __str__(self) -> str:
+        tapes = "states" if self.tapes is None else "states or tapes"
+        exact = ", exact" if self.exact else ""
+        return f"Differing({len(self.costs)} steps, {tapes} in a budget of {self.budget}{exact})"
+
     def forward(self, steps: int | None) -> Iterator[Action]:
         if steps is None:
             raise ValueError("Differing plans steps that it knows; give steps, or use Online(slots)")
@@ -112,17 +118,18 @@ class Differing:
         sizes, tables = _sizes(self), _tables(self)
         needed = saved.states - {(begin, GIVEN) for begin, _ in saved.tapes}  # x_0 counts until its step is on tape
 
-        def reverse(segment: Segment) -> Iterator[Action | Nested]:
+        def reverse(segment: Segment) -> Iterable[Action | Piece] | None:
             start, stop, tier, _ = segment
             below = sum(sizes.states[step] for step, _ in needed if step < start)
             below += sum(sum(sizes.tapes[begin : min(end, start)]) for begin, end in saved.tapes if begin < start)
-            room = sizes.budget - below - sizes.states[start]
+            room = sizes.budget - below
+            if tier is None:
+                found = room >= 0 and np.isfinite(tables.open[stop - 1][start, room])
+                return (_Part(tables, start, stop, room, None),) if found else None
+            room -= sizes.states[start]
             if room >= 0 and np.isfinite(tables.kept[start][stop - 1 - start, room]):
-                yield _Part(tables, start, stop, room, tier)
-            else:
-                yield from regenerate(segment)
-                if tier != GIVEN:
-                    yield Drop(start, tier)
+                return (_Part(tables, start, stop, room, tier),)
+            return *regenerate(segment), *((Drop(start, tier),) if tier != GIVEN else ())
 
         return walk(close_gaps(steps, saved, reverse, drops=True))
 
@@ -266,7 +273,11 @@ class _Part(NamedTuple):
     room: int
     tier: int | None
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return None
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         tables, start, stop, room, tier = self
         drop = (Drop(start, tier),) if tier is not None and tier != GIVEN else ()
         if stop - start == 1:

@@ -5,7 +5,7 @@ Source: Aupy, Herrmann, Hovland & Robert (2016), SIAM J. Sci. Comput. 38(4), Dis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
@@ -15,7 +15,6 @@ import numpy as np
 
 from revolve import binomial
 from revolve.actions import (
-    GIVEN,
     Action,
     Advance,
     Drop,
@@ -26,13 +25,12 @@ from revolve.actions import (
     Save,
     Saved,
     TierReport,
-    both_sweeps,
-    encode,
     tally,
 )
-from revolve.hierarchy import LONGEST, with_given
+from revolve.hierarchy import LONGEST, backward_in_pieces
 from revolve.online import cost
-from revolve.schedules import Binomial, Nested, Segment, Span, close_gaps, walk
+from revolve.pieces import Piece, as_array, walk
+from revolve.schedules import Binomial, Segment, Span, close_gaps, sweep
 
 DISK = 1
 
@@ -65,14 +63,19 @@ class DiskRevolve:
         return _first_sweep(_Whole(self._tables(steps, self.slots), 0, steps, kept=False))
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        def from_disk(segment: Segment, slots: int) -> Nested:
+        return backward_in_pieces(self, steps, saved, DISK)
+
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]:
+        def from_disk(segment: Segment, slots: int) -> Piece:
             tables = self._tables(steps, slots)
+            if segment.tier is None:
+                return _Whole(tables, segment.start, segment.stop, kept=False)
             last = segment.stop - segment.start - 1
             if tables.anew[last] < tables.one[last] * (1 - 1e-12):
                 return _Whole(tables, segment.start, segment.stop, kept=True)
             return _Kept(tables, segment.start, segment.stop)
 
-        return _backward(self, from_disk, steps, saved)
+        return _pieces(self.slots, from_disk, steps, saved)
 
     def _checked(self, steps: int) -> int:
         steps = binomial.whole("steps", steps, least=1)
@@ -90,28 +93,35 @@ class DiskRevolve:
 
     def price(self, steps: int) -> Report:
         steps = self._checked(steps)
-        return tally(encode(both_sweeps(self, steps)), steps)
+        return tally(as_array(self, steps), steps)
 
 
 @dataclass(frozen=True)
 class PeriodicDisk:
-    """A file every ``period`` steps, read once; each period is reversed in ``slots`` states in memory.
+    """A file every so many steps, read once; what lies between two files is reversed in ``slots`` states in memory.
 
-    The period follows from the prices: beta(c, t), t the smallest with beta(c+1, t) > (w + r) / uf.
+    The period follows from the prices: beta(c, t), t the smallest with beta(c+1, t) > (w + r) / uf; or it is ``every``.
     """
 
     slots: int
     write: float
     read: float
     step_cost: float = 1.0
+    every: int | None = None
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.step_cost == 0:
+        if self.every is not None:
+            object.__setattr__(self, "every", binomial.whole("every", self.every, least=1))
+            if self.slots == 0 and self.every > 1:
+                raise ValueError(f"slots=0 cannot reverse the {self.every} steps from file to file; give at least 1")
+        elif self.step_cost == 0:
             raise ValueError("step_cost=0 would never write a file; give a positive price")
 
     @property
     def period(self) -> int:
+        if self.every is not None:
+            return self.every
         t = 0
         while binomial.beta(slots=self.slots + 1, repetitions=t) * self.step_cost <= self.write + self.read:
             t += 1
@@ -119,16 +129,21 @@ class PeriodicDisk:
 
     def forward(self, steps: int | None) -> Iterator[Action]:
         if steps is None:
-            raise ValueError("PeriodicDisk ends in memory by the number of steps; give steps, or use Periodic(every=)")
+            return sweep(None, lambda step: step % self.period == 0, DISK)
         steps = binomial.whole("steps", steps, least=1)
         return _first_sweep(_Periods(0, steps, self.period, self.slots, kept=False))
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        def from_disk(segment: Segment, slots: int) -> Nested:
-            period = self.period if slots == self.slots else 1
-            return _Periods(segment.start, segment.stop, period, slots, kept=True)
+        return backward_in_pieces(self, steps, saved, DISK)
 
-        return _backward(self, from_disk, steps, saved)
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]:
+        def from_disk(segment: Segment, slots: int) -> Piece:
+            if segment.tier is None and 0 < slots < self.slots:
+                return _InMemory(segment.start, segment.stop, slots)
+            period = self.period if slots == self.slots else 1
+            return _Periods(segment.start, segment.stop, period, slots, kept=segment.tier is not None)
+
+        return _pieces(self.slots, from_disk, steps, saved)
 
     def price(self, steps: int) -> Report:
         steps, period = binomial.whole("steps", steps, least=1), self.period
@@ -152,29 +167,24 @@ def _check(schedule: DiskRevolve | PeriodicDisk) -> None:
             raise ValueError(f"{name}={getattr(schedule, name)} is not a price; give 0 or more")
 
 
-def _first_sweep(piece: Nested) -> Iterator[Action]:
+def _first_sweep(piece: Piece) -> Iterator[Action]:
     return takewhile(lambda action: not isinstance(action, Reverse), walk((piece,)))
 
 
-def _backward(
-    schedule: DiskRevolve | PeriodicDisk, from_disk: Callable[[Segment, int], Nested], steps: int, saved: Saved
-) -> Iterator[Action]:
+def _pieces(
+    slots: int, from_disk: Callable[[Segment, int], Piece], steps: int, saved: Saved
+) -> Iterator[Action | Piece]:
     """Gaps above a state in memory are closed in memory, gaps above a file as ``from_disk`` says."""
-    states = saved.states
-    if given := (0, GIVEN) in states:
-        home = next((a.tier for a in schedule.forward(steps) if isinstance(a, Save) and a.step == 0), DISK)
-        states = states - {(0, GIVEN)} | {(0, home)}
 
-    def reverse(segment: Segment) -> Iterator[Nested]:
+    def reverse(segment: Segment) -> Iterator[Piece]:
         start, stop, tier, _ = segment
-        slots = schedule.slots - sum(step < start for step, kept_in in states if kept_in == 0)
-        if tier == 0 and (slots >= 1 or stop - start == 1):
-            yield Span(start, stop, 0, slots)
+        free = max(0, slots - sum(step < start for step, kept_in in saved.states if kept_in == 0))
+        if tier == 0 and (free >= 1 or stop - start == 1):
+            yield Span(start, stop, 0, free)
         else:
-            yield from_disk(segment, max(0, slots - (tier == 0)))
+            yield from_disk(segment, max(0, free - (tier == 0)))
 
-    actions = walk(close_gaps(steps, saved._replace(states=states), reverse))
-    return with_given(actions) if given else actions
+    return close_gaps(steps, saved, reverse)
 
 
 class _InMemory(NamedTuple):
@@ -184,7 +194,11 @@ class _InMemory(NamedTuple):
     stop: int
     slots: int
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return _InMemory, self.stop - self.start, self.slots
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         start, stop, slots = self
         if stop - start == 1:
             return Record(start, stop), Reverse(start, stop)
@@ -199,7 +213,11 @@ class _Whole(NamedTuple):
     stop: int
     kept: bool
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return _Whole, self.tables, self.stop - self.start, self.kept
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         tables, start, stop, kept = self
         ahead = int(tables.files[stop - start - 1]) or (kept and int(tables.again[stop - start - 1]))
         if ahead == 0:
@@ -217,7 +235,11 @@ class _Kept(NamedTuple):
     start: int
     stop: int
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return _Kept, self.tables, self.stop - self.start
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         tables, start, stop = self
         ahead = int(tables.memory[stop - start - 1])
         if ahead == 0:
@@ -236,9 +258,13 @@ class _Periods(NamedTuple):
     slots: int
     kept: bool
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return None
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         starts = range(self.start, self.stop, self.period)
-        parts: list[Action | Nested] = []
+        parts: list[Action | Piece] = []
         for start in starts[:-1]:
             parts += [Save(start, DISK), Advance(start, start + self.period)]
         parts.append(_InMemory(starts[-1], self.stop, self.slots))

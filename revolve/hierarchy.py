@@ -14,10 +14,10 @@ Source: Herrmann & Pallez (2020), ACM TOMS 46(2), H-Revolve.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,11 +33,10 @@ from revolve.actions import (
     Reverse,
     Save,
     Saved,
-    both_sweeps,
-    encode,
     tally,
 )
-from revolve.schedules import Nested, Segment, close_gaps, walk
+from revolve.pieces import Piece, as_array, walk
+from revolve.schedules import Segment, close_gaps
 
 LONGEST = 20_000
 """The tables of the exact optimum grow with slots times steps, and their making with slots times steps squared."""
@@ -81,30 +80,29 @@ class HRevolve:
         return takewhile(lambda action: not isinstance(action, Reverse), walk((whole,)))
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        if (0, GIVEN) not in saved.states:
-            return self._backward(steps, saved)
-        home = next((a.tier for a in self.forward(steps) if isinstance(a, Save) and a.step == 0), len(self.tiers) - 1)
-        kept = (saved.states - {(0, GIVEN)}) | {(0, home)}
-        return with_given(self._backward(steps, saved._replace(states=frozenset(kept))))
+        return backward_in_pieces(self, steps, saved, len(self.tiers) - 1)
 
-    def _backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        def reverse(segment: Segment) -> Iterator[Nested]:
-            yield self._from_kept(segment, [tier for step, tier in saved.states if step < segment.start])
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]:
+        def reverse(segment: Segment) -> tuple[Piece, ...] | None:
+            return self._on(segment, [tier for step, tier in saved.states if step < segment.start])
 
-        return walk(close_gaps(steps, saved, reverse))
+        return close_gaps(steps, saved, reverse)
 
-    def _from_kept(self, segment: Segment, below: Sequence[int]) -> Nested:
-        """The best way on from a kept state, in the slots that the states below it leave in each tier."""
+    def _on(self, segment: Segment, below: Sequence[int]) -> tuple[Piece, ...] | None:
+        """The best way on from a state, in the slots that the states below it leave in each tier."""
         start, stop, home, _ = segment
         room = [tier.slots - below.count(k) for k, tier in enumerate(self.tiers)]
         if stop - start == 1:
-            return _Step(start)
-        if room[home] >= 1:
-            return _First(self._tables(room, home, stop - start), start, stop, home, room[home])
-        room[home] -= 1
-        for k in range(home + 1, len(self.tiers)):
+            return (_Step(start),)
+        if home is not None:
+            if room[home] >= 1:
+                return (_First(self._tables(room, home, stop - start), start, stop, home, room[home]),)
+            room[home] -= 1
+        for k in reversed(range(0 if home is None else home + 1, len(self.tiers))):
             if room[k] >= 1:
-                return _Whole(self._tables(room, k, stop - start), start, stop, k, room[k])
+                return (_Whole(self._tables(room, k, stop - start), start, stop, k, room[k]),)
+        if home is None:
+            return None
         raise ValueError(f"{self} has no slot left for the steps {start} .. {stop}; more states are kept than it keeps")
 
     def _tables(self, room: Sequence[int], top: int, steps: int) -> _Tables:
@@ -126,41 +124,7 @@ class HRevolve:
 
     def price(self, steps: int) -> Report:
         steps = self._checked(steps)
-        return tally(encode(both_sweeps(self, steps)), steps)
-
-
-@dataclass(frozen=True)
-class Multistage:
-    """Least recomputation in ``memory`` + ``disk`` slots, and with it the fewest writes and reads on disk.
-
-    Memory is tier 0 and disk is tier 1. That is HRevolve with a step dearer than all writes and reads together. What
-    lies on disk may be promoted to memory once there is room: fewer accesses than ranking the places of one stack by
-    their use (Stumm & Walther 2009, SIAM J. Sci. Comput. 31(3)), which moves nothing.
-    """
-
-    memory: int
-    disk: int
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "disk"):
-            object.__setattr__(self, name, binomial.whole(name, getattr(self, name)))
-
-    @property
-    def slots(self) -> int:
-        return self.memory + self.disk
-
-    @property
-    def priced(self) -> HRevolve:
-        return HRevolve((Tier(self.memory), Tier(self.disk, 1.0, 1.0)), step_cost=4.0 * LONGEST)
-
-    def forward(self, steps: int | None) -> Iterator[Action]:
-        return self.priced.forward(steps)
-
-    def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        return self.priced.backward(steps, saved)
-
-    def price(self, steps: int) -> Report:
-        return self.priced.price(steps)
+        return tally(as_array(self, steps), steps)
 
 
 def _checked(number: int, tier: Tier) -> Tier:
@@ -168,6 +132,23 @@ def _checked(number: int, tier: Tier) -> Tier:
         if not price >= 0:
             raise ValueError(f"{name}={price} of tier {number} is not a price; give 0 or more")
     return Tier(binomial.whole("slots", tier.slots), float(tier.write), float(tier.read))
+
+
+class Tiered(Protocol):
+    """A schedule in pieces that keeps x_0 in a tier of its own choice."""
+
+    def forward(self, steps: int | None) -> Iterator[Action]: ...
+
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]: ...
+
+
+def backward_in_pieces(schedule: Tiered, steps: int, saved: Saved, slowest: int) -> Iterator[Action]:
+    """The reverse sweep; an x_0 that the caller holds takes the slot that the first sweep would have saved it in."""
+    states = saved.states
+    if (0, GIVEN) not in states:
+        return walk(schedule.pieces(steps, saved))
+    home = next((a.tier for a in schedule.forward(steps) if isinstance(a, Save) and a.step == 0), slowest)
+    return with_given(walk(schedule.pieces(steps, saved._replace(states=states - {(0, GIVEN)} | {(0, home)}))))
 
 
 def with_given(actions: Iterable[Action]) -> Iterator[Action]:
@@ -184,6 +165,10 @@ class _Step(NamedTuple):
 
     start: int
 
+    @property
+    def kind(self) -> Hashable:
+        return None
+
     def parts(self) -> tuple[Action, ...]:
         return Record(self.start, self.start + 1), Reverse(self.start, self.start + 1)
 
@@ -197,7 +182,11 @@ class _Whole(NamedTuple):
     tier: int
     slots: int
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return _Whole, self.tables, self.stop - self.start, self.tier, self.slots
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         tables, start, stop, tier, slots = self
         if stop - start == 1:
             return (_Step(start),)
@@ -215,7 +204,11 @@ class _First(NamedTuple):
     tier: int
     slots: int
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return _First, self.tables, self.stop - self.start, self.tier, self.slots
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         tables, start, stop, tier, slots = self
         if stop - start == 1:
             return (_Step(start),)

@@ -5,29 +5,31 @@ With m units of memory, a for a state and b for a tape, the least number of plai
     A(n, m) = min( min_i  i + A(i, m) + A(n-i, m-a)      keep the state, come back to it, and give it back,
                    A(n-1, m-b) )                         record the first step and keep its tape.
 
-The tape of the last step is consumed at once and takes no memory. If the tape of a step holds its end (the last stage
-of the Runge-Kutta method is the solution), that state is free above it: X(n-1, m-b) in the second line, with
+The tape of the last step is consumed at once and takes no memory. If the tape of a step holds its end (the graph of a
+recorded step does; so do the stages of a Runge-Kutta method whose last stage is the solution), that state is free above
+it: X(n-1, m-b) in the second line, with
 
     X(n, m) = min( min_i  i + X(i, m) + A(n-i, m), X(n-1, m-b) ).
 
 The transpose evaluates the right-hand side once more where it linearises it; those evaluations are not in the plan.
 
 Source: Maddison (2024), SIAM J. Sci. Comput. 46(1); Zhang & Constantinescu (2023), J. Comput. Sci. 66 (CAMS). Here the
-memory of a state is free again for tapes when it has been loaded for the last time, which theirs is not.
+memory of a state is free again for tapes when it has been loaded for the last time, which theirs is not. Where a state
+is as large as a tape there is a closed form (taped.py), for chains of any length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from math import gcd, isqrt
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from revolve import binomial
+from revolve import binomial, taped
 from revolve.actions import (
     GIVEN,
     Action,
@@ -39,17 +41,18 @@ from revolve.actions import (
     Reverse,
     Save,
     Saved,
-    both_sweeps,
-    encode,
     tally,
 )
 from revolve.hierarchy import least_sums
-from revolve.schedules import Nested, Segment, close_gaps, regenerate, walk
+from revolve.pieces import Piece, as_array, walk
+from revolve.schedules import Segment, close_gaps, regenerate
 
 WORK = 4e9
 """The most that tables may take: units of memory times steps squared."""
 ON_TAPE = 1
 """The tier of states that a kept tape holds anyway: its store only remembers them."""
+LONGEST = 2_000_000
+"""Plans are counted action by action up to this length."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,14 @@ class Mixed:
     """Least recomputation when a slot may hold a state or a tape; with ``state`` and ``tape`` their sizes in slots.
 
     The memory that is counted is that of kept states and kept tapes, not the tape that is consumed at once.
+    ``holds_end``: a tape holds the state at the end of its step, so that a kept step can be left from again for nothing;
+    such states are saved in tier 1, whose store only remembers what the tape holds.
     """
 
     slots: int
     state: int = 1
     tape: int = 1
+    holds_end: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slots", binomial.whole("slots", self.slots))
@@ -69,35 +75,87 @@ class Mixed:
             object.__setattr__(self, name, binomial.whole(name, getattr(self, name), least=1))
 
     @classmethod
-    def in_bytes(cls, budget: int, state_bytes: int, tape_bytes: int, *, units: int = 200) -> Mixed:
-        """The same for sizes in bytes: exact if they share a large enough unit, else rounded up to budget / units."""
+    def in_bytes(
+        cls, budget: int, state_bytes: int, tape_bytes: int, *, holds_end: bool = False, units: int = 200
+    ) -> Mixed:
+        """The same for sizes in bytes: exact if they are equal or share a large enough unit, else rounded up to
+        budget / units."""
         budget = binomial.whole("budget", budget)
         sizes = [binomial.whole("state_bytes", state_bytes, least=1), binomial.whole("tape_bytes", tape_bytes, least=1)]
         unit = gcd(*sizes)
+        if sizes[0] == sizes[1] and not holds_end:
+            return cls(budget // unit)
         if budget // unit > units:
             unit = max(unit, -(-budget // units))
-        return cls(budget // unit, *(-(-size // unit) for size in sizes))
+        state, tape = (-(-size // unit) for size in sizes)
+        return cls(budget // unit, state, tape, holds_end)
 
     def forward(self, steps: int | None) -> Iterator[Action]:
-        return _forward(self, _Tables.of(self, steps), steps)
+        if steps is None:
+            raise ValueError("Mixed and Stages place by the number of steps; give steps, or use Online(slots)")
+        steps, _ = binomial.check(steps, self.slots)
+        table = self._table(steps)
+        self._runs(table, steps)
+        whole = _Part(table, 0, steps, self.slots, None, False)
+        return takewhile(lambda action: not isinstance(action, Reverse), walk((whole,)))
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        return _backward(self, _Tables.of(self, steps), steps, saved)
+        return walk(self.pieces(steps, saved))
+
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]:
+        table = self._table(steps)
+        needed = saved.states - {(begin, GIVEN) for begin, _ in saved.tapes}  # x_0 counts until its step is on tape
+
+        def reverse(segment: Segment) -> Iterable[Action | Piece] | None:
+            start, stop, tier, _ = segment
+            states = sum(step < start and kept_in != ON_TAPE for step, kept_in in needed)
+            tapes = sum(min(end, start) - min(begin, start) for begin, end in saved.tapes)
+            room = self.slots - states * self.state - tapes * self.tape
+            held = tier == ON_TAPE or (tier is None and self.holds_end and any(end == start for _, end in saved.tapes))
+            if (
+                room >= (0 if held or tier is None else self.state)
+                and table.extra(room, stop - start, held) is not None
+            ):
+                return (_Part(table, start, stop, room, tier, held),)
+            if tier is None:
+                return None
+            return *regenerate(segment), *((Drop(start, tier),) if tier >= 0 else ())
+
+        return close_gaps(steps, saved, reverse, drops=True)
 
     def cost(self, steps: int) -> int:
         """The least number of runs, plain and recorded."""
-        return _Tables.of(self, steps).runs(self.slots, int(steps))
+        steps, _ = binomial.check(steps, self.slots)
+        return self._runs(self._table(steps), steps)
+
+    def _runs(self, table: _Table, steps: int) -> int:
+        extra = table.extra(self.slots, steps, False)
+        if extra is None:
+            raise ValueError(f"slots={self.slots} cannot reverse {steps} steps; give at least {self.state}")
+        return steps + extra
+
+    def _table(self, steps: int) -> _Table:
+        steps = binomial.whole("steps", steps, least=1)
+        if self.state == self.tape and not self.holds_end:
+            return _Equal(self.state)
+        room = min(self.slots, steps * max(self.state, self.tape))
+        longest = isqrt(int(WORK) // (room + 1))
+        if steps > longest:
+            raise ValueError(f"steps={steps} is too long for exact tables; give at most {longest}, or use Binomial")
+        return _tables(self.slots, self.state, self.tape, self.holds_end, 1 << (steps - 1).bit_length())
 
     def price(self, steps: int) -> Report:
-        return _price(self, steps)
+        steps = binomial.whole("steps", steps, least=1)
+        if steps > LONGEST:
+            raise ValueError(f"steps={steps} is too long for a plan to be counted; give at most {LONGEST}, or ask cost")
+        return tally(as_array(self, steps), steps)
 
 
 @dataclass(frozen=True)
 class Stages:
     """Least recomputation of Runge-Kutta steps when a slot holds a state or one of the ``stages`` stages of a step.
 
-    ``last_is_solution``: the end of a step is its last stage, so that a kept step can be left from again for nothing;
-    such states are saved in tier 1, whose store only remembers what the tape holds.
+    ``last_is_solution``: the end of a step is its last stage, as ``holds_end`` of :class:`Mixed`.
     """
 
     slots: int
@@ -109,58 +167,66 @@ class Stages:
         object.__setattr__(self, "stages", binomial.whole("stages", self.stages, least=1))
 
     @property
-    def state(self) -> int:
-        return 1
-
-    @property
-    def tape(self) -> int:
-        return self.stages
+    def mixed(self) -> Mixed:
+        return Mixed(self.slots, 1, self.stages, self.last_is_solution)
 
     def forward(self, steps: int | None) -> Iterator[Action]:
-        return _forward(self, _Tables.of(self, steps), steps)
+        return self.mixed.forward(steps)
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        return _backward(self, _Tables.of(self, steps), steps, saved)
+        return self.mixed.backward(steps, saved)
+
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]:
+        return self.mixed.pieces(steps, saved)
 
     def cost(self, steps: int) -> int:
         """The least number of runs, plain and recorded."""
-        return _Tables.of(self, steps).runs(self.slots, int(steps))
+        return self.mixed.cost(steps)
 
     def price(self, steps: int) -> Report:
-        return _price(self, steps)
+        return self.mixed.price(steps)
 
 
-def _forward(schedule: Mixed | Stages, tables: _Tables, steps: int | None) -> Iterator[Action]:
-    assert steps is not None
-    steps, _ = binomial.check(steps, schedule.slots)
-    if not np.isfinite(tables.cost[0][schedule.slots, steps]):
-        raise ValueError(f"slots={schedule.slots} cannot reverse {steps} steps; give at least {schedule.state}")
-    whole = _Part(tables, 0, steps, schedule.slots, None, False)
-    return takewhile(lambda action: not isinstance(action, Reverse), walk((whole,)))
+class _Table(Protocol):
+    """A and X, in units of memory, with ``held``: whether a tape below holds the first state."""
+
+    @property
+    def state(self) -> int: ...
+
+    @property
+    def tape(self) -> int: ...
+
+    @property
+    def holds_end(self) -> bool: ...
+
+    def extra(self, room: int, steps: int, held: bool) -> int | None:
+        """The least number of plain runs; None if there is no plan in so much memory."""
+        ...
+
+    def ahead(self, room: int, steps: int, held: bool) -> int:
+        """How far to run from the state that is kept; 0: keep the tape of the first step."""
+        ...
 
 
-def _backward(schedule: Mixed | Stages, tables: _Tables, steps: int, saved: Saved) -> Iterator[Action]:
-    needed = saved.states - {(begin, GIVEN) for begin, _ in saved.tapes}  # x_0 counts until its step is on tape
+class _Equal(NamedTuple):
+    """The table of states and tapes of one size."""
 
-    def reverse(segment: Segment) -> Iterator[Action | Nested]:
-        start, stop, tier, _ = segment
-        states = sum(step < start and kept_in != ON_TAPE for step, kept_in in needed)
-        taped = sum(min(end, start) - min(begin, start) for begin, end in saved.tapes)
-        room = schedule.slots - states * schedule.state - taped * schedule.tape
-        held = tier == ON_TAPE
-        if room >= (0 if held else schedule.state) and np.isfinite(tables.cost[held][room, stop - start]):
-            yield _Part(tables, start, stop, room, tier, held)
-        else:
-            yield from regenerate(segment)
-            if tier >= 0:
-                yield Drop(start, tier)
+    state: int
 
-    return walk(close_gaps(steps, saved, reverse, drops=True))
+    @property
+    def tape(self) -> int:
+        return self.state
 
+    @property
+    def holds_end(self) -> bool:
+        return False
 
-def _price(schedule: Mixed | Stages, steps: int) -> Report:
-    steps = binomial.whole("steps", steps, least=1)
-    return tally(encode(both_sweeps(schedule, steps)), steps)
+    def extra(self, room: int, steps: int, held: bool) -> int | None:
+        slots = room // self.state
+        return None if slots == 0 and steps > 1 else taped.extra_steps(steps, slots)
+
+    def ahead(self, room: int, steps: int, held: bool) -> int:
+        return taped.split(steps, room // self.state)
 
 
 class _Part(NamedTuple):
@@ -170,35 +236,39 @@ class _Part(NamedTuple):
     holds x_start, so that keeping it takes nothing.
     """
 
-    tables: _Tables
+    table: _Table
     start: int
     stop: int
     room: int
     tier: int | None
     held: bool
 
-    def parts(self) -> tuple[Action | Nested, ...]:
-        tables, start, stop, room, tier, held = self
+    @property
+    def kind(self) -> Hashable:
+        return self.table, self.stop - self.start, self.room, self.tier, self.held
+
+    def parts(self) -> tuple[Action | Piece, ...]:
+        table, start, stop, room, tier, held = self
         drop = (Drop(start, tier),) if tier is not None and tier >= 0 else ()
         if stop - start == 1:
             return Record(start, stop), Reverse(start, stop), *drop
-        ahead = int(tables.split[held][room, stop - start])
+        ahead = table.ahead(room, stop - start, held)
         if ahead == 0:
-            upper = _Part(tables, start + 1, stop, room - tables.tape, None, tables.shares)
+            upper = _Part(table, start + 1, stop, room - table.tape, None, table.holds_end)
             return *drop, Record(start, start + 1), upper, Reverse(start, start + 1)
         middle, here = start + ahead, (ON_TAPE if held else 0) if tier is None else tier
         save = (Save(start, here),) if tier is None else ()
-        upper = _Part(tables, middle, stop, room - (0 if held else tables.state), None, False)
-        return *save, Advance(start, middle), upper, Load(start, here), _Part(tables, start, middle, room, here, held)
+        upper = _Part(table, middle, stop, room - (0 if held else table.state), None, False)
+        return *save, Advance(start, middle), upper, Load(start, here), _Part(table, start, middle, room, here, held)
 
 
 class _Tables:
     """A and, where tapes hold the end of their step, X: cost[0] and cost[1], by room and steps; 0: keep the tape."""
 
-    def __init__(self, room: int, state: int, tape: int, shares: bool, steps: int) -> None:
-        self.state, self.tape, self.shares = state, tape, shares
+    def __init__(self, room: int, state: int, tape: int, holds_end: bool, steps: int) -> None:
+        self.state, self.tape, self.holds_end = state, tape, holds_end
         shape = room + 1, steps + 1
-        kinds = 1 + shares
+        kinds = 1 + holds_end
         self.cost = [np.full(shape, np.inf) for _ in range(kinds)]
         self.split = [np.zeros(shape, dtype=np.int32) for _ in range(kinds)]
         ahead = [np.empty((room + 1, steps)) for _ in range(kinds)]  # i + A(i, m), by i
@@ -221,25 +291,14 @@ class _Tables:
                     needed = 0 if kind else state
                     rest[kind][needed:, steps - n] = self.cost[0][: max(0, room + 1 - needed), n]
 
-    def runs(self, room: int, steps: int) -> int:
-        extra = self.cost[0][room, steps]
-        if not np.isfinite(extra):
-            raise ValueError(f"slots={room} cannot reverse {steps} steps; give at least {self.state}")
-        return steps + int(extra)
+    def extra(self, room: int, steps: int, held: bool) -> int | None:
+        extra = self.cost[held][room, steps]
+        return int(extra) if np.isfinite(extra) else None
 
-    @classmethod
-    def of(cls, schedule: Mixed | Stages, steps: int | None) -> _Tables:
-        if steps is None:
-            raise ValueError("Mixed and Stages place by the number of steps; give steps, or use Online(slots)")
-        steps = binomial.whole("steps", steps, least=1)
-        room = min(schedule.slots, steps * max(schedule.state, schedule.tape))
-        longest = isqrt(int(WORK) // (room + 1))
-        if steps > longest:
-            raise ValueError(f"steps={steps} is too long for exact tables; give at most {longest}, or use Binomial")
-        shares = isinstance(schedule, Stages) and schedule.last_is_solution
-        return _tables(schedule.slots, schedule.state, schedule.tape, shares, 1 << (steps - 1).bit_length())
+    def ahead(self, room: int, steps: int, held: bool) -> int:
+        return int(self.split[held][room, steps])
 
 
 @lru_cache(maxsize=8)
-def _tables(room: int, state: int, tape: int, shares: bool, steps: int) -> _Tables:
-    return _Tables(room, state, tape, shares, steps)
+def _tables(room: int, state: int, tape: int, holds_end: bool, steps: int) -> _Tables:
+    return _Tables(room, state, tape, holds_end, steps)

@@ -6,18 +6,18 @@ form. A new schedule is one more class and one more line in ``catalogue.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count, pairwise
+from functools import lru_cache
+from itertools import count, pairwise
 from math import isqrt, sqrt
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from revolve import binomial
 from revolve.actions import (
     GIVEN,
-    REVERSE,
     Action,
     Advance,
     Drop,
@@ -29,27 +29,30 @@ from revolve.actions import (
     Saved,
     TierReport,
 )
+from revolve.pieces import Piece, as_array, walk
 
 Part = TypeVar("Part")
 
 
 class Segment(NamedTuple):
-    """The steps start .. stop-1, still to be reversed; x_start is at hand, and kept in a tier by somebody else."""
+    """The steps start .. stop-1, still to be reversed; x_start is the working state."""
 
     start: int
     stop: int
-    tier: int
-    free: int
-    """Kept states below and at x_start: what is taken from the slots."""
+    tier: int | None
+    """Where somebody else keeps x_start; None: nowhere."""
+    below: int
+    """Kept states below x_start: what is taken from the slots."""
 
 
 def close_gaps(
-    steps: int, saved: Saved, reverse: Callable[[Segment], Iterable[Part]], *, drops: bool = False
+    steps: int, saved: Saved, reverse: Callable[[Segment], Iterable[Part] | None], *, drops: bool = False
 ) -> Iterator[Part | Action]:
     """Take the highest thing at hand, load it, reverse what lies above it; until nothing is left.
 
-    ``reverse`` says how one segment is reversed from its loaded start, leaving only that start in its slot; or, if it
-    ``drops``, nothing.
+    ``reverse`` says how one segment is reversed from its start, leaving only that start in its slot; or, if it
+    ``drops``, nothing. None says that there is no room to reverse from a working state that is kept nowhere: then that
+    is let go.
     """
     states = sorted(saved.states, key=lambda kept: (kept[0], -kept[1]))  # of two copies the one in the faster tier
     tapes = sorted(saved.tapes)
@@ -63,13 +66,17 @@ def close_gaps(
             yield Record(at, stop)
             yield Reverse(at, stop)
             stop, at = at, -1
+        elif max(states[-1][0] if states else -1, tapes[-1][1] - 1 if tapes else -1) < at < stop:
+            parts = reverse(Segment(at, stop, None, len(states)))
+            yield from parts or ()
+            stop, at = (stop if parts is None else at), -1
         elif states and states[-1][0] < stop:
             start, tier = states[-1]
             if tapes and tapes[-1][1] > start:
                 raise ValueError(f"the tape {tapes[-1]} lies inside the gap {start} .. {stop}")
             if at != start:
                 yield Load(start, tier)
-            yield from reverse(Segment(start, stop, tier, len(states)))
+            yield from reverse(Segment(start, stop, tier, len(states) - 1)) or ()
             if drops:
                 states.pop()
             stop, at = start, -1
@@ -79,6 +86,17 @@ def close_gaps(
             start, tier = states.pop()
             if tier != GIVEN:
                 yield Drop(start, tier)
+
+
+def kept_here(
+    segment: Segment, reverse: Callable[[Segment], Iterable[Part]], *, slots: int | None = None
+) -> Iterable[Part | Action] | None:
+    """The same segment with its start kept, in tier 0 if nowhere yet; None if the ``slots`` have no room for it."""
+    if segment.tier is not None:
+        return reverse(segment)
+    if slots is not None and segment.below >= slots:
+        return None
+    return Save(segment.start), *reverse(segment._replace(tier=0)), Drop(segment.start)
 
 
 @dataclass(frozen=True)
@@ -112,7 +130,7 @@ class StoreNothing:
         yield from sweep(steps, lambda step: step == 0)
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        return close_gaps(steps, saved, regenerate)
+        return close_gaps(steps, saved, lambda segment: kept_here(segment, regenerate, slots=1))
 
     def price(self, steps: int) -> Report:
         return Binomial(1).price(steps)
@@ -170,7 +188,7 @@ class Periodic:
         def reverse(segment: Segment) -> Iterator[Action]:
             return in_pieces(segment, range(segment.start, segment.stop, every), self.inside)
 
-        return close_gaps(steps, saved, reverse)
+        return close_gaps(steps, saved, lambda segment: kept_here(segment, reverse))
 
     def price(self, steps: int) -> Report:
         if binomial.whole("steps", steps, least=1) == 1:
@@ -222,26 +240,20 @@ class Binomial:
         yield Record(start, steps)
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        return walk(self._parts(steps, saved))
+        return walk(self.pieces(steps, saved))
 
-    def _parts(self, steps: int, saved: Saved) -> Iterator[Action | Span]:
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]:
         def reverse(segment: Segment) -> Iterator[Span]:
-            slots = self.slots - segment.free + 1
+            assert segment.tier is not None
+            slots = self.slots - segment.below
             binomial.check(segment.stop - segment.start, slots)
             yield Span(segment.start, segment.stop, segment.tier, slots)
 
-        return close_gaps(steps, saved, reverse)
+        return close_gaps(steps, saved, lambda segment: kept_here(segment, reverse, slots=self.slots))
 
     def array(self, steps: int) -> np.ndarray:
-        """Both sweeps as rows (verb, a, b), made in blocks: equal spans are copied, not walked again."""
-        forward = list(self.forward(steps))
-        saved = Saved(
-            frozenset((action.step, action.tier) for action in forward if isinstance(action, Save)),
-            ((steps - 1, steps),),
-        )
-        inner = 0 if steps == 1 else binomial.fewest_writes(steps=steps, slots=self.slots)
-        rows = 4 * steps - 2 + 2 * inner
-        return _fill(chain(forward, self._parts(steps, saved)), rows)
+        """Both sweeps as rows (verb, a, b), a million steps in a fraction of a second."""
+        return as_array(self, steps)
 
     def price(self, steps: int) -> Report:
         steps, _ = binomial.check(steps, self.slots)
@@ -254,6 +266,9 @@ class Binomial:
         return Report(steps, extra, steps, r + 1, 1, {0: tier})
 
 
+_split = lru_cache(maxsize=4096)(binomial.first_split)
+
+
 class Span(NamedTuple):
     """A segment that Binomial reverses in ``slots`` slots, that of its start included."""
 
@@ -262,73 +277,21 @@ class Span(NamedTuple):
     tier: int
     slots: int
 
+    @property
+    def kind(self) -> Hashable:
+        return Span, self.stop - self.start, self.tier, self.slots
+
     def parts(self) -> tuple[Action | Span, ...]:
         start, stop, tier, slots = self
         if stop - start == 1:
             return Record(start, stop), Reverse(start, stop)
-        middle = start + binomial.first_split(stop - start, slots)
+        middle = start + _split(stop - start, slots)
         upper: tuple[Action | Span, ...]
         if stop - middle > 1:
             upper = Save(middle), Span(middle, stop, 0, slots - 1), Drop(middle)
         else:
             upper = Record(middle, stop), Reverse(middle, stop)
         return Advance(start, middle), *upper, Load(start, tier), Span(start, middle, tier, slots)
-
-
-class Nested(Protocol):
-    """A piece of a plan that opens into actions and further pieces."""
-
-    def parts(self) -> Sequence[Action | Nested]: ...
-
-
-def walk(parts: Iterable[Action | Nested]) -> Iterator[Action]:
-    """The actions of nested pieces, one after another, in memory that grows with the depth alone."""
-    for part in parts:
-        stack = [part]
-        while stack:
-            top = stack.pop()
-            if isinstance(top, Action):
-                yield top
-            else:
-                stack.extend(reversed(top.parts()))
-
-
-class _Written(NamedTuple):
-    """Where the rows of a span begin, noted when its last row is written."""
-
-    span: Span
-    row: int
-
-
-def _fill(parts: Iterable[Action | Span], rows: int) -> np.ndarray:
-    """The rows of nested spans; a span of a known length and slots is copied from its twin and shifted."""
-    array = np.empty((rows, 3), dtype=np.int64)
-    known: dict[tuple[int, int, int], tuple[int, int, int]] = {}
-    row = 0
-    for part in parts:
-        stack: list[Action | Span | _Written] = [part]
-        while stack:
-            top = stack.pop()
-            if isinstance(top, _Written):
-                span = top.span
-                known[span.stop - span.start, span.slots, span.tier] = (top.row, row, span.start)
-            elif isinstance(top, Span):
-                twin = known.get((top.stop - top.start, top.slots, top.tier))
-                if twin is None:
-                    stack.append(_Written(top, row))
-                    stack.extend(reversed(top.parts()))
-                else:
-                    first, stop, start = twin
-                    block = array[row : row + stop - first]
-                    block[:] = array[first:stop]
-                    block[:, 1] += top.start - start
-                    np.add(block[:, 2], top.start - start, out=block[:, 2], where=block[:, 0] <= REVERSE)
-                    row += stop - first
-            else:
-                array[row] = top
-                row += 1
-    assert row == rows
-    return array
 
 
 def check_inside(inside: str) -> None:
@@ -339,6 +302,7 @@ def check_inside(inside: str) -> None:
 def in_pieces(segment: Segment, starts: Sequence[int], inside: str) -> Iterator[Action]:
     """Keep the states at ``starts``, the segment's own among them, and reverse the pieces between them from the top."""
     reverse = _keep if inside == "keep" else regenerate
+    assert segment.tier is not None
     for start, stop in pairwise(starts):
         yield Advance(start, stop)
         yield Save(stop)
@@ -347,25 +311,25 @@ def in_pieces(segment: Segment, starts: Sequence[int], inside: str) -> Iterator[
         tier = segment.tier if start == segment.start else 0
         if stop != segment.stop:
             yield Load(start, tier)
-        yield from reverse(Segment(start, stop, tier, segment.free))
+        yield from reverse(Segment(start, stop, tier, segment.below))
         if start != segment.start:
             yield Drop(start)
         stop = start
 
 
-def sweep(steps: int | None, kept: Callable[[int], bool]) -> Iterator[Action]:
+def sweep(steps: int | None, kept: Callable[[int], bool], tier: int = 0) -> Iterator[Action]:
     """Save the chosen states on the way; the last step is recorded, or left to the reverse sweep if unknown."""
     if steps is None:
         for step in count():
             if kept(step):
-                yield Save(step)
+                yield Save(step, tier)
             yield Advance(step, step + 1)
     else:
         steps, start = binomial.whole("steps", steps, least=1), 0
         for step in filter(kept, range(steps - 1)):
             if step > start:
                 yield Advance(start, step)
-            yield Save(step)
+            yield Save(step, tier)
             start = step
         if steps - 1 > start:
             yield Advance(start, steps - 1)
@@ -374,6 +338,7 @@ def sweep(steps: int | None, kept: Callable[[int], bool]) -> Iterator[Action]:
 
 def _keep(segment: Segment) -> Iterator[Action]:
     """Keep every state of the segment, then reverse from the top."""
+    assert segment.tier is not None
     for step in range(segment.start, segment.stop - 1):
         yield Advance(step, step + 1)
         if step + 2 < segment.stop:
@@ -390,6 +355,7 @@ def _keep(segment: Segment) -> Iterator[Action]:
 
 def regenerate(segment: Segment) -> Iterator[Action]:
     """Reach every step of the segment from its start again."""
+    assert segment.tier is not None
     for step in reversed(range(segment.start, segment.stop)):
         if step < segment.stop - 1:
             yield Load(segment.start, segment.tier)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, takewhile
@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 from revolve import binomial
 from revolve.actions import Action, Advance, Drop, Load, Record, Report, Reverse, Save, Saved, TierReport
-from revolve.schedules import Nested, Segment, check_inside, close_gaps, in_pieces, sweep, walk
+from revolve.pieces import Piece, walk
+from revolve.schedules import Segment, check_inside, close_gaps, in_pieces, kept_here, sweep
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Selected:
             above = [step for step in self.kept if segment.start < step < segment.stop]
             return in_pieces(segment, [segment.start, *above], self.inside)
 
-        return close_gaps(steps, saved, reverse)
+        return close_gaps(steps, saved, lambda segment: kept_here(segment, reverse))
 
     def price(self, steps: int) -> Report:
         steps = binomial.whole("steps", steps, least=1)
@@ -75,10 +76,13 @@ class Bisection:
         return takewhile(lambda action: not isinstance(action, Reverse), walk((whole,)))
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
-        def reverse(segment: Segment) -> Iterator[Nested]:
+        return walk(self.pieces(steps, saved))
+
+    def pieces(self, steps: int, saved: Saved) -> Iterator[Action | Piece]:
+        def reverse(segment: Segment) -> Iterator[Piece]:
             yield _Halved(segment.start, segment.stop, segment.tier)
 
-        return walk(close_gaps(steps, saved, reverse))
+        return close_gaps(steps, saved, reverse)
 
     def price(self, steps: int) -> Report:
         steps = binomial.whole("steps", steps, least=1)
@@ -95,7 +99,11 @@ class _Halved(NamedTuple):
     stop: int
     tier: int | None
 
-    def parts(self) -> tuple[Action | Nested, ...]:
+    @property
+    def kind(self) -> Hashable:
+        return _Halved, self.stop - self.start, self.tier
+
+    def parts(self) -> tuple[Action | Piece, ...]:
         start, stop, tier = self
         if stop - start == 1:
             return Record(start, stop), Reverse(start, stop)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from revolve_cases import BY_TABLES, Leaving, finds_ends, fits, members
+from revolve_cases import BY_TABLES, Leaving, Scripted, finds_ends, fits, members
 
 from revolve import (
     GIVEN,
@@ -21,6 +21,7 @@ from revolve import (
     Drop,
     Load,
     Periodic,
+    Plan,
     Record,
     Reverse,
     Save,
@@ -35,6 +36,7 @@ from revolve import (
     extra_steps,
     verify,
 )
+from revolve.actions import left_behind
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 10, 16, 17, 50, 64, 101)
 
@@ -159,9 +161,32 @@ def test_numpy_integers_give_the_same_plan(schedule: Schedule) -> None:
     assert verify(schedule, np.int64(17)) == verify(schedule, 17)  # type: ignore[arg-type]
 
 
+@every_schedule
+def test_the_array_of_copied_pieces_is_the_walked_plan(schedule: Schedule) -> None:
+    for steps in (*LENGTHS, 110):
+        assert np.array_equal(Plan(steps, schedule).array(), encode(both_sweeps(schedule, steps)))
+
+
 @given(st.integers(1, 600), st.integers(1, 40))
-def test_the_block_copied_array_is_the_walked_plan(steps: int, slots: int) -> None:
+def test_the_array_of_binomial_is_the_walked_plan(steps: int, slots: int) -> None:
     assert np.array_equal(Binomial(slots).array(steps), encode(both_sweeps(Binomial(slots), steps)))
+
+
+@every_schedule
+@pytest.mark.parametrize("steps", [1, 2, 5, 13, 24])
+def test_a_pickled_schedule_continues_from_any_moment_of_the_reverse_sweep(schedule: Schedule, steps: int) -> None:
+    """From what is at hand there, the working state included: no dearer than the plan that was left."""
+    actions = list(both_sweeps(schedule, steps))
+    first = next(place for place, action in enumerate(actions) if isinstance(action, Reverse))
+    price = schedule.price(steps)
+    for cut in range(first, len(actions)):
+        left = steps - len(reversed_steps(actions[:cut]))
+        twin, saved = pickle.loads(pickle.dumps((schedule, left_behind(actions[:cut]))))
+        rest = twin.backward(left, saved) if left else map(Drop, *zip(*saved.states, strict=True))
+        report = verify(Scripted(tuple(actions[:first]), (*actions[first:cut], *rest)), steps)
+        if schedule != Periodic():  # its spacing is the root of what is left
+            assert report.plain_runs <= price.plain_runs
+        assert all(report.tiers[k].peak_slots <= price.tiers[k].peak_slots for k in report.tiers)
 
 
 def test_actions_survive_an_array_a_pickle_and_their_own_repr() -> None:
