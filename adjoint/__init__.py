@@ -2,6 +2,7 @@
 
 from adjoint import check
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete
+from adjoint.members import MemberStats
 from adjoint.odeint import odeint, odeint_adjoint
 from adjoint.problem import Stats
 from adjoint.scan import scan
@@ -18,6 +19,7 @@ __all__ = [
     "Backsolve",
     "Controller",
     "Discrete",
+    "MemberStats",
     "Solution",
     "SolveError",
     "Stats",

@@ -25,13 +25,15 @@ from adjoint.tensors import State, Touched, differentiable, leaves_behind, refus
 from revolve import Run
 
 Cotangent = list[Tensor | None]
+Index = int | tuple[Tensor, ...]
+"""Where in the outputs: one place, or several (what may stand in the brackets of a tensor)."""
 
 
 class Step(NamedTuple):
     """What one step gives."""
 
     state: State
-    outputs: tuple[tuple[int, State], ...] = ()
+    outputs: tuple[tuple[Index, State], ...] = ()
     """(index, leaves): values that the caller sees at this index."""
     inputs: tuple[Tensor, ...] = ()
     """Leaves made for this step alone, whose cotangents go to ``Program.receive``."""
@@ -98,10 +100,13 @@ class Outputs:
         self.count, self.label = count, label
         self.buffers: list[Tensor] = []
 
-    def put(self, index: int, leaves: State) -> None:
+    def put(self, index: Index, leaves: State) -> None:
         if not self.buffers:
             self.buffers = [x.new_empty((self.count, *x.shape), requires_grad=False) for x in leaves]
         for buffer, x in zip(self.buffers, leaves, strict=True):
+            if isinstance(index, tuple):
+                buffer[index] = x.detach()
+                continue
             if buffer.shape[1:] != x.shape or buffer.dtype != x.dtype:
                 raise ValueError(
                     f"{self.label}: output {index} has shape {tuple(x.shape)} and {x.dtype}, "

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Sweep, TooManyTapes, join
+from adjoint.autograd import Ambient, AutogradStepper, Reversal, Sweep, TooManyTapes, join
 from adjoint.captured import Captured
 from adjoint.probe import Weights, probe, unchanging
 from adjoint.problem import Outcome, Problem, Stats
+from adjoint.steppers.lockstep import LockstepProgram, MemberSweep
 from adjoint.stores import Slots
 from adjoint.tensors import State
 from adjoint.timeline import SolveError
@@ -93,7 +94,8 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
     values, stepper.outputs.buffers = stepper.outputs.buffers, []
     inputs = (*problem.state, *program.inputs, *stepper.captured.tensors)
     sweep = Sweep(run, stepper, slots, ambient)
-    outputs, last = join(sweep, values, final if problem.wants_final else None, inputs)
+    reversal: Reversal = MemberSweep(sweep, program) if isinstance(program, LockstepProgram) else sweep
+    outputs, last = join(reversal, values, final if problem.wants_final else None, inputs)
     return Outcome(outputs, last, _stats(stepper), plan, failure)
 
 

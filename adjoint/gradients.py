@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adjoint.autograd import Index
 from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
 from adjoint.names import named
@@ -27,14 +28,14 @@ class Backprop:
             steps, failure = _find_steps(problem)
         program = program.on_graph()
         state: State = tuple(x.contiguous() for x in problem.state)
-        found: dict[int, State] = {} if program.initial is None else {program.initial: state}
+        found: dict[Index, State] = {} if program.initial is None else {program.initial: state}
         for k in range(steps):
             step = program.step(problem.function, k, state, True)
             found.update(step.outputs)
             state = step.state
             if problem.tick is not None:
                 problem.tick(k + 1)
-        outputs = [torch.stack(column) for column in zip(*_in_order(found, program.outputs), strict=True)]
+        outputs = _collected(found, program.outputs)
         return Outcome(outputs, state, Stats(program, None, steps), None, failure)
 
 
@@ -52,10 +53,18 @@ def _find_steps(problem: Problem) -> tuple[int, SolveError | None]:
     return k, None
 
 
-def _in_order(found: dict[int, State], count: int) -> list[State]:
+def _collected(found: dict[Index, State], count: int) -> list[Tensor]:
     """Values by index; what a failed solve did not reach is not a number."""
     some = next(iter(found.values()), ())
-    return [found.get(j) or tuple(torch.full_like(x, torch.nan) for x in some) for j in range(count)]
+    beyond = tuple(torch.full_like(x, torch.nan) for x in some)
+    rows = (found.get(j) or beyond for j in range(count))
+    outputs = [torch.stack(column) for column in zip(*rows, strict=True)]
+    several = [(index, values) for index, values in found.items() if isinstance(index, tuple)]
+    if several:
+        indices = tuple(torch.cat(parts) for parts in zip(*(index for index, _ in several), strict=True))
+        columns = zip(*(values for _, values in several), strict=True)
+        outputs = [x.index_put(indices, torch.cat(parts)) for x, parts in zip(outputs, columns, strict=True)]
+    return outputs
 
 
 GRADIENTS: dict[str, Callable[[], Gradient]] = {"discrete": Discrete, "backprop": Backprop, "backsolve": Backsolve}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjoint.autograd import AutogradStepper, Outputs
+from adjoint.autograd import AutogradStepper, Index, Outputs
 from adjoint.captured import Captured
 from adjoint.marks import Marks
 from adjoint.memory import Meter, free_bytes
@@ -35,6 +35,8 @@ class Weights:
     state: int
     tape: int
     working: int
+    each: int = 0
+    """Kept of each step, whatever the plan."""
 
     def plan(self, steps: int, slots: int | str | None, budget: int | str | None, device: torch.device) -> Plan:
         """The plan that the caller asked for, or the cheapest that fits a share of the free memory."""
@@ -46,7 +48,7 @@ class Weights:
             budget=budget,
             state_bytes=self.state,
             tape_bytes=self.tape,
-            working_bytes=self.working,
+            working_bytes=self.working + self.each * steps,
             given=True,
         )
 
@@ -58,7 +60,7 @@ class Weights:
     def most_tapes(self, budget: int | str | None, device: torch.device) -> int:
         """How many steps may be recorded before the number of steps is known."""
         limit = free_bytes(device) // SHARE if budget is None else parse_bytes(budget)
-        return max(0, (limit - self.working) // max(self.tape, 1))
+        return max(0, (limit - self.working) // max(self.tape + self.each, 1))
 
 
 class _Nowhere(Outputs):
@@ -66,7 +68,7 @@ class _Nowhere(Outputs):
 
     bytes = 0
 
-    def put(self, index: int, leaves: State) -> None:
+    def put(self, index: Index, leaves: State) -> None:
         self.bytes += bytes_of(leaves)
 
 
@@ -126,7 +128,7 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     each = outputs.bytes
     all_outputs = each * steps if program.initial is None and steps is not None else bytes_of(state) * program.outputs
     working = max(reverse_peak, plain_peak - tape_bytes) + bytes_of(state) + 2 * all_outputs + bytes_of(program.inputs)
-    return Weights(bytes_of(state), tape_bytes, working)
+    return Weights(bytes_of(state), tape_bytes, working, getattr(program, "step_bytes", 0))
 
 
 def _refuse_kept(first: Touched, again: Touched, captured: Captured) -> None:

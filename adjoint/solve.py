@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adjoint.gradients import gradient_named
+from adjoint.members import MemberStats, Wishes, solve_members
 from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
@@ -29,9 +30,9 @@ class Solution:
 
     ts: Tensor
     ys: Any
-    status: str
-    """"success", or why the solve stopped: "max_steps", "underflow", "nonfinite"."""
-    stats: Stats
+    status: str | tuple[str, ...]
+    """"success", or why the solve stopped: "max_steps", "underflow", "nonfinite". Of a batch, that of each member."""
+    stats: Stats | MemberStats
     plan: Plan | None
     """The schedule of the discrete adjoint and its price; None if none is used."""
     engine: str
@@ -45,18 +46,19 @@ def solve(
     *,
     args: tuple[Any, ...] = (),
     method: str | Tableau = "tsit5",
-    dt: float | None = None,
-    rtol: float = 1e-6,
-    atol: float = 1e-9,
+    dt: float | Tensor | None = None,
+    rtol: float | Tensor = 1e-6,
+    atol: float | Tensor = 1e-9,
     slots: int | str | None = None,
     budget: int | str | None = None,
     gradient: str | Gradient = "discrete",
     max_steps: int = 100_000,
     controller: str | Controller = "PI",
     norm: Callable[[Any], Any] | None = None,
-    jumps: Sequence[float] = (),
+    jumps: Sequence[float] | Tensor = (),
     throw: bool = True,
     progress: bool | Progress = False,
+    batched: bool = False,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args) from y(t[0]) = y0 and return the states at every time in ``t``.
 
@@ -83,6 +85,9 @@ def solve(
         jumps: times at which f is not smooth; steps end there, and f is called a hair to either side.
         throw: raise SolveError when the solve fails; otherwise return what was reached, NaN beyond, and the status.
         progress: True for a progress bar, or a function of (steps done, steps in all or None).
+        batched: the first dimension of every leaf of y0 counts members, each solved with its own steps, errors and
+            status, in lock-step. f gets t of shape (members,); ``t`` may have a row for each member (that may end in
+            NaN), and so may ``jumps``; rtol, atol and dt may be tensors with one number for each.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be meant.
@@ -90,12 +95,21 @@ def solve(
         UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
     """
     structure, state = Structure.of(y0, "y0")
-    times = checked_times(t, state)
     tableau = _method(method)
-    _check_numbers(state, args, rtol=rtol, atol=atol, dt=dt, max_steps=max_steps, tableau=tableau)
     check_memory(slots, budget)
     how = gradient_named(gradient)
     engine = "eager: torch operations, one at a time"
+    _check_call(args, max_steps)
+    if batched:
+        wishes = Wishes(tableau, rtol, atol, dt, max_steps, _controller(controller), norm, jumps)
+        each = solve_members((f, tuple(args)), structure, state, t, wishes, how, slots, budget, progress)
+        if throw and each.failure is not None:
+            raise each.failure
+        found = structure.unflatten(each.outputs)
+        return Solution(each.times, found, each.status, each.stats, each.plan, f"{engine}, in lock-step")
+    times = checked_times(t, state)
+    _check_numbers(state, rtol, atol, dt, tableau)
+    assert not isinstance(rtol, Tensor) and not isinstance(atol, Tensor) and not isinstance(dt, Tensor)
     if len(times) == 1:
         ys = structure.unflatten([x[None] for x in state])
         return Solution(times, ys, "success", Stats(_Nothing()), None, engine)  # type: ignore[arg-type]
@@ -150,7 +164,7 @@ def steps_of(program: ExplicitProgram) -> int | None:
     return program.timeline.steps if program.timeline.done else None
 
 
-def _jumps(jumps: Sequence[float]) -> tuple[float, ...]:
+def _jumps(jumps: Sequence[float] | Tensor) -> tuple[float, ...]:
     if isinstance(jumps, Real):
         raise TypeError(f"jumps={jumps!r} must be a series of times; for a single one write jumps=({jumps!r},)")
     for x in jumps:
@@ -167,18 +181,16 @@ def _controller(controller: str | Controller) -> Controller:
     return controller if isinstance(controller, Controller) else named("controller", controller, CONTROLLERS)
 
 
-def _check_numbers(
-    state: State,
-    args: Any,
-    *,
-    rtol: float,
-    atol: float,
-    dt: float | None,
-    max_steps: int,
-    tableau: Tableau,
-) -> None:
+def _check_call(args: Any, max_steps: Any) -> None:
     if not isinstance(args, tuple):
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
+    if not isinstance(max_steps, Real):
+        raise TypeError(f"max_steps={max_steps!r} ({type(max_steps).__name__}) must be a number")
+    if not float(max_steps) >= 1:
+        raise ValueError(f"max_steps={max_steps} allows no step; give at least 1")
+
+
+def _check_numbers(state: State, rtol: Any, atol: Any, dt: Any, tableau: Tableau) -> None:
     for x in state:
         check_dense((x,), "y0")
         if not differentiable(x):
@@ -188,7 +200,7 @@ def _check_numbers(
         numbers = not x.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         if numbers and not bool(torch.isfinite(x).all()):
             raise ValueError("y0 holds a NaN or an infinity; the solve would return nothing else")
-    for name, number in (("rtol", rtol), ("atol", atol), ("dt", dt), ("max_steps", max_steps)):
+    for name, number in (("rtol", rtol), ("atol", atol), ("dt", dt)):
         if not isinstance(number, Real | None):
             raise TypeError(f"{name}={number!r} ({type(number).__name__}) must be a number, such as float({name})")
     if tableau.adaptive:
@@ -198,8 +210,6 @@ def _check_numbers(
             raise ValueError(f"method={tableau.name!r} measures errors, and meta tensors hold none; use 'rk4' with dt=")
     if dt is not None and not (math.isfinite(dt) and dt > 0):
         raise ValueError(f"dt={dt} is not a length of time; give a positive number, also backwards in time")
-    if not max_steps >= 1:
-        raise ValueError(f"max_steps={max_steps} allows no step; give at least 1")
 
 
 def _status(outcome: Outcome, asked: list[float]) -> SolveError | None:

@@ -116,11 +116,20 @@ def refuse_writing(what: str) -> NoReturn:
 
 def added(total: Tensor, start: int, part: Tensor) -> Tensor:
     """``total`` with ``part`` added from index ``start`` on: in place, unless many cotangents come in one batch."""
-    if is_plain(part) and not torch._C._functorch.is_legacy_batchedtensor(part):
+    if _is_single(part):
         total[start : start + len(part)] += part
         return total
     stop = start + len(part)
     return torch.cat((total[:start], total[start:stop] + part, total[stop:]))
+
+
+def scattered(total: Tensor, column: Tensor, part: Tensor) -> Tensor:
+    """``total`` with ``part`` added at one column of each row, as :func:`added` does."""
+    return total.scatter_add_(1, column, part) if _is_single(part) else total.scatter_add(1, column, part)
+
+
+def _is_single(part: Tensor) -> bool:
+    return is_plain(part) and not torch._C._functorch.is_legacy_batchedtensor(part)
 
 
 def differentiable(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -264,14 +264,20 @@ class AdaptiveTimeline:
         return torch.cat((t[:1], constant[:-1], t[-1:])) if self.done else torch.cat((t[:1], constant))
 
 
-Steps = TypeVar("Steps", FixedTimeline, AdaptiveTimeline)
+class Movable(Protocol):
+    def moved_along(self, noted: Any) -> Any:
+        """This timeline with the steps of another of its kind."""
+        ...
+
+
+Steps = TypeVar("Steps", bound=Movable)
 
 
 class Replay:
     """The steps of a sequence of solves, noted once and then used again in the same order."""
 
     def __init__(self) -> None:
-        self._timelines: list[FixedTimeline | AdaptiveTimeline] = []
+        self._timelines: list[Movable] = []
         self._next: int | None = None
 
     def rewind(self) -> None:
@@ -289,7 +295,8 @@ class Replay:
         if type(noted) is not type(found):
             raise RuntimeError("a replay must make the solves that were noted: fixed steps here, controlled ones there")
         self._next += 1
-        return found.moved_along(noted)
+        moved: Steps = found.moved_along(noted)
+        return moved
 
 
 _REPLAY: ContextVar[Replay | None] = ContextVar("replay", default=None)

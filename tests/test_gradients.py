@@ -422,6 +422,15 @@ def grad_enabled_difference(loss: Callable[[Tensor], Tensor], x: Tensor, directi
     return (values[0] - values[1]) / (2 * h)
 
 
+@pytest.mark.parametrize("method", ["rk4", "tsit5"])
+def test_a_number_in_single_precision_stays_one_while_times_are_differentiated(method: str) -> None:
+    t = torch.tensor([0.0, 0.3, 0.8], requires_grad=True)
+    y0 = torch.tensor(0.4, requires_grad=True)
+    ys = solve(lambda t, y: torch.sin(y) - y * t, y0, t, **steps_of(method)).ys
+    assert ys.dtype == torch.float32
+    assert all(x.dtype == torch.float32 for x in torch.autograd.grad(ys.sum(), (t, y0)))
+
+
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_single_time_gives_back_y0(gradient: str) -> None:
     y0 = {"a": leaf(3, on=CPU), "b": leaf(2, 2, seed=1, on=CPU)}

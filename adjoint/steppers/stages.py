@@ -188,15 +188,16 @@ class Stages:
             weights.append(weight)
         if not isinstance(theta, Tensor):
             return self._moved(Terms([float(w) for w in weights]))
-        used = [(i, w) for i, w in enumerate(weights) if isinstance(w, Tensor)]
-        return tuple([y + self.h * sum(w * self.slopes[i][leaf] for i, w in used) for leaf, y in enumerate(self.state)])
+        used = [(i, w * self.h) for i, w in enumerate(weights) if isinstance(w, Tensor)]
+        slopes, state = self.slopes, enumerate(self.state)
+        return tuple([y + sum(w.to(y.real.dtype) * slopes[i][leaf] for i, w in used) for leaf, y in state])
 
     def _moved(self, terms: Terms) -> State:
         """y + h sum_i w_i k_i."""
         h, state, slopes = self.h, self.state, self.slopes
         if isinstance(h, Tensor):
             h = h * terms.scale
-            return tuple([y + h * terms.of(slopes, leaf) for leaf, y in enumerate(state)])
+            return tuple([y + h.to(y.real.dtype) * terms.of(slopes, leaf) for leaf, y in enumerate(state)])
         h *= terms.scale
         if len(state) == 1:
             return (torch.add(state[0], terms.of(slopes, 0), alpha=h),)
