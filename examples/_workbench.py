@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,19 +50,25 @@ def save(figure: Figure, out: Path | str | None, name: str) -> None:
         figure.savefig(Path(out) / f"{name}.png", dpi=130)
 
 
-def command_line(main: Callable[[Path | str | None, bool], Results]) -> None:
-    """Run an example, print what it recovered, and say where the picture is."""
+def command_line(main: Callable[..., Results]) -> None:
+    """Run an example, print what it recovered, and say where the picture is.
+
+    Parameters of ``main`` beyond ``out`` and ``quick`` are numbers, and become options of the same name.
+    """
     parser = argparse.ArgumentParser(
         description=main.__globals__["__doc__"], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", default=".", help="folder for the picture (default: here)")
     parser.add_argument("--quick", action="store_true", help="less work, as in the tests")
-    options = parser.parse_args()
+    for name, parameter in list(inspect.signature(main).parameters.items())[2:]:
+        number = parameter.default
+        parser.add_argument(f"--{name}", type=type(number), default=number, help=f"(default: {number})")
+    options = vars(parser.parse_args())
     begin = time.perf_counter()
-    results = main(options.out, options.quick)
+    results = main(**options)
     seconds = time.perf_counter() - begin
     width = max(map(len, results))
     for name, (value, truth, within) in results.items():
         print(f"{name:{width}}  {value:12.6g}   expected {truth:.6g} within {within:.2g}")
-    picture = Path(options.out) / f"{Path(main.__globals__['__file__']).stem}.png"
+    picture = Path(options["out"]) / f"{Path(main.__globals__['__file__']).stem}.png"
     print(f"{picture}, after {seconds:.1f} s")
