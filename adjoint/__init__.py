@@ -9,6 +9,7 @@ from adjoint.scan import scan
 from adjoint.solve import Solution, solve
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import UntrackedTensorError
+from adjoint.tiers import Device, Files, Host
 from adjoint.timeline import CONTROLLERS, Controller, SolveError, frozen_steps
 
 __all__ = [
@@ -18,7 +19,10 @@ __all__ = [
     "Backprop",
     "Backsolve",
     "Controller",
+    "Device",
     "Discrete",
+    "Files",
+    "Host",
     "MemberStats",
     "Solution",
     "SolveError",

@@ -20,8 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from adjoint.captured import Captured
 from adjoint.kept import heard, refuse_used_again
 from adjoint.marks import Marks
-from adjoint.stores import Slots
 from adjoint.tensors import State, Touched, differentiable, leaves_behind, refuse, refuse_kept
+from adjoint.tiers import Store
 from revolve import Run
 
 Cotangent = list[Tensor | None]
@@ -154,6 +154,8 @@ class AutogradStepper:
         """Whether anybody will want a gradient; if not, nothing is checked."""
         self.cotangents: Cotangent = []
         self.sums: Cotangent = []
+        self.reversed = 0
+        """Steps from here on have been reversed."""
         self.arrivals: dict[int, Tensor] = {}
         self.cuts = WeakIdKeyDictionary()
         """The leaves at which recorded graphs begin, as long as somebody holds them."""
@@ -374,7 +376,7 @@ class Sweep:
 
     run: Run[State, list[Recorded], Cotangent]
     stepper: AutogradStepper
-    slots: Slots
+    slots: Store
     ambient: Ambient
 
     def check(self) -> None:

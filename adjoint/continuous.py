@@ -35,6 +35,7 @@ class Backsolve:
     atol: float | None = None
 
     def __call__(self, problem: Problem) -> Outcome:
+        problem.keep_nothing("backsolve")
         program = problem.program
         if not isinstance(program, ExplicitProgram):
             raise TypeError(f"gradient='backsolve' integrates an ODE; {program.label} is not one")

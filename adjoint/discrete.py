@@ -10,13 +10,16 @@ from torch import Tensor
 
 from adjoint.autograd import Ambient, AutogradStepper, Reversal, Sweep, TooManyTapes, join
 from adjoint.captured import Captured
-from adjoint.probe import Weights, probe, unchanging
+from adjoint.continued import Continuable, describe, opened
+from adjoint.memories import Memories
+from adjoint.probe import Unmarked, probe, unchanging
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.steppers.lockstep import LockstepProgram, MemberSweep
-from adjoint.stores import Slots
 from adjoint.tensors import State
+from adjoint.tiers import Store
 from adjoint.timeline import SolveError
-from revolve import Plan, Run, StoreAll
+from revolve import Journal, Plan, Run, Schedule, StoreAll
+from revolve.journal import Watched
 
 
 @dataclass(frozen=True)
@@ -39,64 +42,105 @@ class Discrete:
             with ambient.entered():
                 return _differentiable(problem, stepper, state, ambient)
         program.begin(problem.function, problem.state)
-        final, failure = run_plainly(stepper, state, problem.steps)
+        journal = _journal(problem, stepper, state)
+        final, failure = _plainly(problem, stepper, state, journal)
+        if journal is not None:
+            journal.finish()
         last = tuple(x.clone() for x in final) if problem.wants_final else None
         return Outcome(stepper.outputs.buffers, last, _stats(stepper), None, failure)
 
 
 def run_plainly(
-    stepper: AutogradStepper, state: State, steps: int | None, start: int = 0
+    stepper: AutogradStepper, state: State, steps: int | None, start: int = 0, watched: Any = None
 ) -> tuple[State, SolveError | None]:
-    """Steps from ``start`` to the end; nothing is kept."""
+    """Steps from ``start`` to the end; nothing is kept. ``watched``: the same stepper, seen by a journal."""
+    through = stepper if watched is None else watched
     if start == 0:
         stepper.start(state)
     if steps is not None:
-        return stepper.advance(state, start, steps), None
+        return through.advance(state, start, steps), None
     try:
         while not stepper.program.done:
-            state = stepper.advance(state, start, start + 1)
+            state = through.advance(state, start, start + 1)
             start += 1
     except SolveError as error:
         return state, error
     return state, None
 
 
-def _stats(stepper: AutogradStepper) -> Stats:
-    return Stats(stepper.program, stepper, stepper.frontier)
+def _plainly(
+    problem: Problem, stepper: AutogradStepper, state: State, journal: Journal | None
+) -> tuple[State, SolveError | None]:
+    """The whole chain, from where an earlier process was."""
+    if journal is None:
+        return run_plainly(stepper, state, problem.steps)
+    continuable = Continuable(stepper)
+    point, start = journal.begin(state, problem.steps), 0
+    if point is not None:
+        continuable.restore(point.stepper)
+        start, state = point.step, point.value
+    return run_plainly(stepper, state, problem.steps, start, Watched(continuable, journal))
+
+
+def _journal(problem: Problem, stepper: AutogradStepper, state: State) -> Journal | None:
+    """The journal that the caller asked for, told which run this is."""
+    journal = opened(problem.journal)
+    if journal is not None:
+        describe(journal, stepper, state)
+    return journal
+
+
+def _stats(stepper: AutogradStepper, stores: dict[int, Store] | None = None) -> Stats:
+    return Stats(stepper.program, stepper, stepper.frontier, stores or {})
 
 
 def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, ambient: Ambient) -> Outcome:
     program = problem.program
     weights = probe(problem, stepper.captured, state)
-    device = state[0].device
-    weights.check(problem.budget, device)
-    slots = Slots(state)
-    failure: SolveError | None = None
-    plan: Plan | None = None
     with unchanging(state, stepper.captured):
+        journal = _journal(problem, stepper, state)
+        memories = Memories(problem, stepper.captured, state, weights, journal)
+        memories.check()
+        if not memories.exact:
+            stepper.marks = Unmarked(program.label)
         if problem.steps is not None:
-            plan = weights.plan(problem.steps, problem.slots, problem.budget, device)
-            run = Run[Any, Any, Any](plan.schedule, stepper, {0: slots}, given=True)
+            failure: SolveError | None = None
+            plan = memories.plan(problem.steps)
+            run, stores = _run(plan, stepper, memories, journal)
             stepper.start(state)
             final = run.forward(state, problem.steps)
         else:
-            recorded, final, failure = _explore(problem, stepper, state, weights, slots)
+            found, final, failure = _explore(problem, stepper, state, memories, journal)
+            if stepper.frontier == 0:
+                return Outcome(_only_first(problem, stepper), final, _stats(stepper), None, failure)
+            if failure is not None and journal is not None:
+                journal.finish()
+            if found is not None:
+                run, stores, plan = found
+            else:
+                plan = memories.plan(stepper.frontier)
+                run, stores = _run(plan, stepper, memories, journal)
+                run.adopt(state, stepper.frontier)
     stepper.captured.check_unwritten()
-    if problem.steps is None:
-        if stepper.frontier == 0:
-            return Outcome(_only_first(problem, stepper), final, _stats(stepper), None, failure)
-        if recorded is not None:
-            run, plan = recorded, weights.plan(stepper.frontier, "all", None, device)
-        else:
-            plan = weights.plan(stepper.frontier, problem.slots, problem.budget, device)
-            run = Run[Any, Any, Any](plan.schedule, stepper, {0: slots}, given=True)
-            run.adopt(state, stepper.frontier)
     values, stepper.outputs.buffers = stepper.outputs.buffers, []
     inputs = (*problem.state, *program.inputs, *stepper.captured.tensors)
-    sweep = Sweep(run, stepper, slots, ambient)
+    sweep = Sweep(run, stepper, stores[0], ambient)
     reversal: Reversal = MemberSweep(sweep, program) if isinstance(program, LockstepProgram) else sweep
     outputs, last = join(reversal, values, final if problem.wants_final else None, inputs)
-    return Outcome(outputs, last, _stats(stepper), plan, failure)
+    return Outcome(outputs, last, _stats(stepper, stores), plan, failure)
+
+
+Chain = Run[Any, Any, Any]
+
+
+def _run(
+    plan: Plan, stepper: AutogradStepper, memories: Memories, journal: Journal | None
+) -> tuple[Chain, dict[int, Store]]:
+    stores = memories.stores(plan)
+    if journal is not None and not journal.active:
+        journal = None
+    through: Any = stepper if journal is None else Continuable(stepper)
+    return Chain(plan.schedule, through, stores, given=True, journal=journal), stores
 
 
 def _only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
@@ -106,24 +150,38 @@ def _only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
 
 
 def _explore(
-    problem: Problem, stepper: AutogradStepper, state: State, weights: Weights, slots: Slots
-) -> tuple[Run[Any, Any, Any] | None, State, SolveError | None]:
-    """Find the end: recording as long as the tapes may stay, plainly (and then without a Run) from there on."""
+    problem: Problem, stepper: AutogradStepper, state: State, memories: Memories, journal: Journal | None
+) -> tuple[tuple[Chain, dict[int, Store], Plan] | None, State, SolveError | None]:
+    """Find the end, by a schedule that can, or recording as long as the tapes may stay; plainly from there on."""
+    most = 0 if journal is not None else memories.most_tapes()
+    online = problem.schedule is not None and _finds_ends(problem.schedule)
+    if most == 0 and not online:
+        return None, *_plainly(problem, stepper, state, journal)
     start = 0
-    if problem.slots is None or problem.slots == "all":
-        if problem.slots is None:
-            stepper.most_tapes = weights.most_tapes(problem.budget, state[0].device)
-        run = Run[Any, Any, Any](StoreAll(), stepper, {0: slots}, given=True)
-        stepper.start(state)
-        try:
-            return run, run.forward(state, None), None
-        except TooManyTapes as full:
-            run.clear()
-            start, state = full.step, full.state
-        except SolveError as error:
-            run.clear()
-            return None, state, error
-        finally:
-            stepper.most_tapes = None
-    final, failure = run_plainly(stepper, state, None, start)
-    return None, final, failure
+    schedule = problem.schedule if problem.schedule is not None and online else StoreAll()
+    stores = memories.all_stores()
+    through: Any = stepper if journal is None else Continuable(stepper)
+    run = Chain(schedule, through, stores, given=True, journal=journal)
+    stepper.most_tapes = None if online else most
+    stepper.start(state)
+    try:
+        final = run.forward(state, None)
+        return (run, stores, memories.plan(stepper.frontier, recorded=not online)), final, None
+    except TooManyTapes as full:
+        run.clear()
+        start, state = full.step, full.state
+    except SolveError as error:
+        run.clear()
+        return None, state, error
+    finally:
+        stepper.most_tapes = None
+    return None, *run_plainly(stepper, state, None, start)
+
+
+def _finds_ends(schedule: Schedule) -> bool:
+    """Whether a schedule can run a chain whose length it is not told."""
+    try:
+        next(iter(schedule.forward(None)))
+    except ValueError:
+        return False
+    return True

@@ -22,6 +22,7 @@ class Backprop:
     """Torch's own graph through every step: everything is stored, and derivatives of any order work."""
 
     def __call__(self, problem: Problem) -> Outcome:
+        problem.keep_nothing("backprop")
         program, steps = problem.program, problem.steps
         failure: SolveError | None = None
         if steps is None:

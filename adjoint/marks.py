@@ -19,16 +19,16 @@ class Marks:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._notes: dict[int, list[Tensor]] = {}
+        self.notes: dict[int, list[Tensor]] = {}
 
     def note(self, step: int, state: State) -> None:
         """Remember the state at this step, if it is one of the few."""
         if step & ((1 << max(0, step.bit_length() - 4)) - 1) == 0:
-            self._notes[step] = [_note(x) for x in state]
+            self.notes[step] = [_note(x) for x in state]
 
     def compare(self, step: int, state: State) -> None:
         """RuntimeError if the state at this step was another when it was noted."""
-        noted = self._notes.get(step)
+        noted = self.notes.get(step)
         if noted is not None and not all(_agree(old, _note(x)) for old, x in zip(noted, state, strict=True)):
             raise RuntimeError(
                 f"{self._label} gives other values when it is called again (step {step - 1} was computed again); the "

@@ -96,8 +96,7 @@ def solve_members(
     t: Any,
     wishes: Wishes,
     how: Callable[[Problem], Outcome],
-    slots: int | str | None,
-    budget: int | str | None,
+    memory: dict[str, Any],
     progress: bool | Progress,
 ) -> Each:
     """Solve them all; raises for what cannot be meant, not for members that fail."""
@@ -113,7 +112,7 @@ def solve_members(
     _check_apart(program, function, state)
     steps = program.timeline.steps if program.timeline.done else None
     with progress_ticker(progress, steps) as tick:
-        outcome = how(Problem(program, function, state, steps, slots, budget, tick=tick))
+        outcome = how(Problem(program, function, state, steps, **memory, tick=tick))
     done = outcome.stats.program
     assert isinstance(done, LockstepProgram)
     status = _settle(outcome, done)

@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from adjoint.tensors import tensors_in
 
+SHARE = 4
+"""Where the caller says nothing, at most one part in this many of the free memory is taken."""
+
 
 def free_bytes(device: torch.device) -> int:
     """Memory that a new allocation on this device could have now."""

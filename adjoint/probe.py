@@ -16,16 +16,13 @@ from torch import Tensor
 from adjoint.autograd import AutogradStepper, Index, Outputs
 from adjoint.captured import Captured
 from adjoint.marks import Marks
-from adjoint.memory import Meter, free_bytes
+from adjoint.memory import SHARE, Meter, free_bytes
 from adjoint.problem import Problem
 from adjoint.tensors import State, Touched, bytes_of, differentiable, refuse_kept
 from revolve import Plan, parse_bytes, plan
 
 NODE_BYTES = 850
 """What a node of torch's graph weighs beside the tensors that it saves: measured, roughly."""
-
-SHARE = 4
-"""Without slots or a budget a solve takes at most one part in this many of the free memory."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Weights:
         return max(0, (limit - self.working) // max(self.tape + self.each, 1))
 
 
-class _Nowhere(Outputs):
+class Nowhere(Outputs):
     """Outputs that are only weighed."""
 
     bytes = 0
@@ -72,8 +69,8 @@ class _Nowhere(Outputs):
         self.bytes += bytes_of(leaves)
 
 
-class _Unmarked(Marks):
-    """The probe compares for itself."""
+class Unmarked(Marks):
+    """Nothing is compared: by the probe, which does that itself, and where states come back with fewer digits."""
 
     def note(self, step: int, state: State) -> None:
         pass
@@ -93,8 +90,8 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     with unchanging(state, captured), torch.enable_grad():
         program.begin(problem.function, problem.state)
         stepper = AutogradStepper(program.sample(), captured)
-        outputs = stepper.outputs = _Nowhere(program.outputs, program.label)
-        stepper.marks = _Unmarked(program.label)
+        outputs = stepper.outputs = Nowhere(program.outputs, program.label)
+        stepper.marks = Unmarked(program.label)
         aliases = tuple(x.detach() for x in state)
         with Touched([*aliases, *captured.without, *program.series]) as touched:
             first = stepper.advance(aliases, 0, 1)

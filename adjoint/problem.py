@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from adjoint.autograd import AutogradStepper, Program
 from adjoint.tensors import State
+from adjoint.tiers import Kind, Store, check_tiers
 from adjoint.timeline import SolveError
-from revolve import Plan, parse_bytes, plan
+from revolve import Journal, Plan, Schedule, parse_bytes, plan
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,17 @@ class Problem:
     wants_final: bool = False
     tick: Callable[[int], None] | None = None
     """Called with the number of steps done, in the first sweep."""
+    tiers: Sequence[Kind] | None = None
+    schedule: Schedule | None = None
+    journal: str | Path | Journal | None = None
+
+    def keep_nothing(self, gradient: str) -> None:
+        """Raise ValueError if the caller said where to keep states, to a gradient that keeps none."""
+        for name in ("tiers", "schedule", "journal"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}= belongs to gradient='discrete'; gradient={gradient!r} keeps no states by a plan"
+                )
 
 
 @dataclass
@@ -39,6 +52,7 @@ class Stats:
     stepper: AutogradStepper | None = field(default=None, repr=False)
     steps: int = 0
     """Steps from the first time to the last."""
+    stores: dict[int, Store] = field(default_factory=dict, repr=False)
 
     @property
     def rejected(self) -> int:
@@ -53,6 +67,11 @@ class Stats:
     @property
     def plain_runs(self) -> int:
         return self.stepper.plain_runs if self.stepper is not None else 0
+
+    @property
+    def tier_bytes(self) -> dict[int, int]:
+        """The most that kept states took in each tier, so far."""
+        return {tier: store.peak_bytes for tier, store in self.stores.items()}
 
     @property
     def recorded_runs(self) -> int:
@@ -70,14 +89,31 @@ class Outcome:
     failure: SolveError | None = None
 
 
-def check_memory(slots: int | str | None, budget: int | str | None) -> None:
-    """Raise ValueError or TypeError for numbers of slots and budgets that no chain could use."""
-    if slots is not None and budget is not None:
-        raise ValueError(f"slots={slots!r} and budget={budget!r} were both given; one of them decides")
+def check_memory(
+    slots: int | str | None,
+    budget: int | str | None,
+    tiers: Sequence[Kind] | None = None,
+    schedule: Schedule | None = None,
+) -> None:
+    """Raise ValueError or TypeError for numbers of slots, budgets and tiers that no chain could use."""
+    given = {"slots": slots, "budget": budget, "tiers": tiers}
+    said = [name for name, value in given.items() if value is not None]
+    if len(said) > 1:
+        first, second = said[:2]
+        raise ValueError(
+            f"{first}={given[first]!r} and {second}={given[second]!r} were both given; one of them decides"
+        )
     if slots is not None:
         plan(steps=2, slots=slots)  # a single step would need none
     if budget is not None:
         parse_bytes(budget, "budget")
+    check_tiers(tiers)
+    if schedule is None:
+        return
+    if slots is not None or budget is not None:
+        raise ValueError(f"schedule={schedule} says itself what is kept; leave {said[0]} out, or name tiers= for it")
+    if not all(hasattr(schedule, name) for name in ("forward", "backward", "price")):
+        raise TypeError(f"schedule={schedule!r} is no schedule; give one such as revolve.Binomial(8)")
 
 
 class Gradient(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from adjoint.gradients import gradient_named
 from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.tensors import State, Structure, added, check_dense, refuse_writing, versions_of
+from adjoint.tiers import Kind
+from revolve import Journal, Schedule
 
 
 class ScanProgram:
@@ -101,6 +104,17 @@ class ScanProgram:
         cotangents, self._cotangents = self._cotangents, []
         return cotangents
 
+    def identity(self) -> Any:
+        """What decides the steps, beside the function and the first carry."""
+        return "scan", self.outputs, self.series
+
+    def snapshot(self) -> Any:
+        """What has been added up so far."""
+        return self._cotangents
+
+    def restore(self, snapshot: Any) -> None:
+        self._cotangents = snapshot
+
 
 def scan(
     step: Callable[..., tuple[Any, Any]],
@@ -110,6 +124,9 @@ def scan(
     args: tuple[Any, ...] = (),
     slots: int | str | None = None,
     budget: int | str | None = None,
+    tiers: Sequence[Kind] | None = None,
+    schedule: Schedule | None = None,
+    journal: str | Path | Journal | None = None,
     gradient: str | Gradient = "discrete",
     progress: bool | Progress = False,
 ) -> tuple[Any, Any]:
@@ -117,7 +134,7 @@ def scan(
 
     Returns the last carry and the outputs, stacked along a new leading dimension (None if step returns None for them).
     Gradients reach the first carry, the inputs, ``args`` and every tensor that ``step`` holds, with at most ``slots``
-    carries kept (or what fits ``budget``, as in :func:`adjoint.solve`); the gradient does not depend on which.
+    carries kept (or what fits ``budget`` or ``tiers``, as in :func:`adjoint.solve`); the gradient does not depend on which.
 
     Args:
         carry: a tree of tensors whose structure, shapes and dtypes step preserves.
@@ -130,10 +147,17 @@ def scan(
     length = _length(series)
     if not isinstance(args, tuple):
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
-    check_memory(slots, budget)
+    check_memory(slots, budget, tiers, schedule)
+    memory: dict[str, Any] = {
+        "slots": slots,
+        "budget": budget,
+        "tiers": tiers,
+        "schedule": schedule,
+        "journal": journal,
+    }
     program = ScanProgram(structure, input_structure, series, length)
     with progress_ticker(progress, length) as tick:
-        problem = Problem(program, (step, args), state, length, slots, budget, wants_final=True, tick=tick)
+        problem = Problem(program, (step, args), state, length, **memory, wants_final=True, tick=tick)
         outcome = gradient_named(gradient)(problem)
     assert outcome.final is not None
     return structure.unflatten(outcome.final), program.unflatten(tuple(outcome.outputs))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, explicit_program
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable
+from adjoint.tiers import Kind
 from adjoint.timeline import CONTROLLERS, Controller, SolveError
-from revolve import Plan
+from revolve import Journal, Plan, Schedule
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def solve(
     atol: float | Tensor = 1e-9,
     slots: int | str | None = None,
     budget: int | str | None = None,
+    tiers: Sequence[Kind] | None = None,
+    schedule: Schedule | None = None,
+    journal: str | Path | Journal | None = None,
     gradient: str | Gradient = "discrete",
     max_steps: int = 100_000,
     controller: str | Controller = "PI",
@@ -76,6 +81,12 @@ def solve(
         slots: how many states may be kept for the gradient, that of t[0] included; or "all": recompute nothing.
         budget: bytes that the gradient may use, as a number or like "512 MiB". Without slots or budget, nothing is
             recomputed while tapes and states fit a quarter of the memory that is free.
+        tiers: several kinds of memory instead, the device first: ``[Device("2 GiB"), Host("16 GiB"), Files("1 TiB")]``.
+            The cheapest plan over all of them is taken, by the times that a step, a write and a read are measured to
+            need.
+        schedule: a schedule of your own instead of a planned one; its k-th tier is the k-th of ``tiers``.
+        journal: a folder (or a :class:`revolve.Journal`) in which progress is kept. If the process dies, the same call
+            and the same ``backward()`` in another process go on from there, and end with the same bits.
         gradient: "discrete" (exact, by checkpoints), "backprop" (torch's graph), "backsolve" (continuous), or an
             object such as ``Backsolve(rtol=1e-8)``.
         max_steps: of an adaptive solve.
@@ -96,13 +107,20 @@ def solve(
     """
     structure, state = Structure.of(y0, "y0")
     tableau = _method(method)
-    check_memory(slots, budget)
+    check_memory(slots, budget, tiers, schedule)
+    memory: dict[str, Any] = {
+        "slots": slots,
+        "budget": budget,
+        "tiers": tiers,
+        "schedule": schedule,
+        "journal": journal,
+    }
     how = gradient_named(gradient)
     engine = "eager: torch operations, one at a time"
     _check_call(args, max_steps)
     if batched:
         wishes = Wishes(tableau, rtol, atol, dt, max_steps, _controller(controller), norm, jumps)
-        each = solve_members((f, tuple(args)), structure, state, t, wishes, how, slots, budget, progress)
+        each = solve_members((f, tuple(args)), structure, state, t, wishes, how, memory, progress)
         if throw and each.failure is not None:
             raise each.failure
         found = structure.unflatten(each.outputs)
@@ -121,7 +139,7 @@ def solve(
     program = explicit_program(tableau, times, structure, start, control)
     steps = steps_of(program)
     with progress_ticker(progress, steps) as tick:
-        outcome = how(Problem(program, function, state, steps, slots, budget, tick=tick))
+        outcome = how(Problem(program, function, state, steps, **memory, tick=tick))
     status = _status(outcome, program.asked.t)
     if throw and status is not None:
         raise status

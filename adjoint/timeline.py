@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -184,6 +184,7 @@ class AdaptiveTimeline:
     """Times at which f is not smooth: steps end there, and the stages at both sides see their own limit."""
     rejected: int = 0
     landing = False
+    _FOUND: ClassVar[tuple[str, ...]] = ("rejected", "_length", "_previous", "_just_rejected")
 
     def __post_init__(self) -> None:
         self._times = [self.start]
@@ -252,6 +253,15 @@ class AdaptiveTimeline:
         self._just_rejected = True
         self.rejected += 1
         return False
+
+    def snapshot(self) -> dict[str, Any]:
+        """The accepted times, and what the length of the next step depends on."""
+        return {name: getattr(self, name) for name in self._FOUND} | {"_times": np.array(self._times)}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        for name in self._FOUND:
+            setattr(self, name, snapshot[name])
+        self._times = snapshot["_times"].tolist()
 
     def moved_along(self, noted: AdaptiveTimeline) -> AdaptiveTimeline:
         """This timeline with the accepted times of another in between, finished."""

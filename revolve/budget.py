@@ -23,6 +23,7 @@ from revolve.actions import (
     Report,
     Schedule,
     TierReport,
+    tally,
 )
 from revolve.chains import Differing
 from revolve.disk import DiskRevolve
@@ -99,6 +100,8 @@ class Plan:
     """Whether the caller holds x_0, so that it takes a slot but no memory of its own."""
     prices: Prices | None = None
     """Measured seconds, for the predicted time."""
+    tier_states: tuple[int, ...] = ()
+    """What a state takes in each tier, where that is not ``state_bytes``."""
 
     @cached_property
     def report(self) -> Report:
@@ -115,17 +118,27 @@ class Plan:
         and the rest."""
         if isinstance(self.schedule, Differing):
             return self.schedule.peak(self.steps) + self.working_bytes
-        states = self.report.tiers.get(0, TierReport()).peak_slots
         if isinstance(self.schedule, (Mixed, Stages)):
-            return _most_kept(self.array(), self.state_bytes, self.tape_bytes) + self.working_bytes
-        kept = max(0, states - self.given) * self.state_bytes
+            return _most_kept(self.array(), self._size(0), self.tape_bytes) + self.working_bytes
+        kept = self.tiers.get(0, TierReport()).peak_slots * self._size(0)
         return kept + self.report.peak_tapes * self.tape_bytes + self.working_bytes
+
+    @cached_property
+    def tiers(self) -> dict[int, TierReport]:
+        """What each tier is asked to do: x_0 is written and kept there only if it is not given."""
+        tiers = self.report.tiers
+        if self.given and set(tiers) - {0}:
+            return tally(self.array(), self.steps).tiers
+        return {tier: replace(t, peak_slots=max(0, t.peak_slots - self.given)) for tier, t in tiers.items()}
 
     @property
     def tier_bytes(self) -> dict[int, int]:
         """The predicted peak in each tier."""
-        below = {tier: report.peak_slots * self.state_bytes for tier, report in self.report.tiers.items() if tier}
+        below = {tier: report.peak_slots * self._size(tier) for tier, report in self.tiers.items() if tier}
         return {0: self.bytes} | below
+
+    def _size(self, tier: int) -> int:
+        return self.tier_states[tier] if tier < len(self.tier_states) else self.state_bytes
 
     @property
     def seconds(self) -> float:
@@ -162,7 +175,7 @@ class Plan:
         kept.append(counted(report.peak_tapes, "tape"))
         text += f" It holds {' and '.join(kept)} at once"
         text += f": {format_bytes(self.bytes)}." if self.bytes else "."
-        for number, tier in report.tiers.items():
+        for number, tier in self.tiers.items():
             if number:
                 size = f", {format_bytes(self.tier_bytes[number])}" if self.state_bytes else ""
                 text += f" Tier {number} holds {tier.peak_slots} of the states{size}: {tier.saves} writes, "

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from revolve.files import SlotFile, StoreError, lock
-from revolve.trees import empty, to_bytes, unpack
+from revolve.trees import digest, empty, to_bytes, unpack
 
 SHARE = 20
 """Points take at most one part in this many of the time."""
@@ -41,9 +41,7 @@ class Journal:
 
     ``about``: whatever else decides the numbers (parameters, step sizes), as such a tree; a run with another first
     state, another length or another ``about`` is refused. ``every``: seconds between two points; 0 writes one after
-    every step. ``to_tree`` and ``from_tree`` turn states and cotangents that are no trees into trees and back.
-
-    Files are ``run``, ``forward``, ``reverse`` and ``states-*``. They go when the reverse sweep has reached step 0.
+    every step. The files ``run``, ``lock``, ``forward``, ``reverse`` and ``states-*`` go when step 0 is reached again.
     """
 
     def __init__(
@@ -52,16 +50,20 @@ class Journal:
         *,
         about: Any = None,
         every: float = 30.0,
-        to_tree: Callable[[Any], Any] = lambda x: x,
-        from_tree: Callable[[Any], Any] = lambda x: x,
     ) -> None:
         if not every >= 0:
             raise ValueError(f"every={every} is no time between two points; give seconds, or 0 for every step")
         self.folder, self.about, self.every = Path(folder), about, every
-        self._to_tree, self._from_tree = to_tree, from_tree
+        self.details: Any = None
+        """What a door adds to ``about`` by itself."""
+        self.convert(lambda x: x, lambda x: x)
         self._files: list[SlotFile] = []
         self._lock: int | None = None
         self._open()
+
+    def convert(self, to_tree: Callable[[Any], Any], from_tree: Callable[[Any], Any]) -> None:
+        """States, cotangents and snapshots that are no trees become trees, and back, by these."""
+        self._to_tree, self._from_tree = to_tree, from_tree
 
     def _open(self) -> None:
         """Take the folder, and the key of what lies in it."""
@@ -106,7 +108,11 @@ class Journal:
         """Where the first sweep of this run stood; ValueError if the folder holds another run."""
         if not self.active:
             self._open()
-        identity = {"first state": self._digest(state), "number of steps": steps, "about": self._digest(self.about)}
+        identity = {
+            "first state": self._digest(state),
+            "number of steps": steps,
+            "about": self._digest((self.about, self.details)),
+        }
         if self._identity is None:
             self._identity = identity
             self._seal(self.folder / "run", (self._key, identity), b"")
@@ -182,12 +188,12 @@ class Journal:
         if step > self._frontier:
             self._frontier = step
             if self._due():
-                self._write("forward", step, state, stepper.snapshot())
+                self._write("forward", step, state, stepper.snapshot)
 
     def came(self, step: int, cotangent: Any, stepper: Any) -> None:
         """The reverse sweep has come back to x_step."""
         if self._due():
-            self._write("reverse", step, cotangent, (self._cotangent, stepper.snapshot()))
+            self._write("reverse", step, cotangent, lambda: (self._cotangent, stepper.snapshot()))
 
     def is_new(self, stop: int) -> bool:
         """Whether a run up to here takes steps of the first sweep."""
@@ -199,11 +205,11 @@ class Journal:
         since = perf_counter() - self._last
         return self.active and since >= self.every and (not self.every or since >= SHARE * self._took)
 
-    def _write(self, name: str, step: int, value: Any, snapshot: Any) -> None:
+    def _write(self, name: str, step: int, value: Any, snapshot: Callable[[], Any]) -> None:
         began = perf_counter()
         for file in self._files:
             file.settle()
-        self._seal(self.folder / name, (step, self._to_tree(value), snapshot), self._key)
+        self._seal(self.folder / name, (step, self._to_tree((value, snapshot()))), self._key)
         self._last = perf_counter()
         self._took = self._last - began
 
@@ -211,8 +217,8 @@ class Journal:
         path = self.folder / name
         if not path.exists():
             return None
-        step, value, snapshot = self._unsealed(path, self._key)
-        return Point(step, self._from_tree(value), snapshot)
+        step, tree = self._unsealed(path, self._key)
+        return Point(step, *self._from_tree(tree))
 
     def _seal(self, path: Path, tree: Any, key: bytes) -> None:
         """Write a file that is there as a whole or not at all."""
@@ -230,16 +236,16 @@ class Journal:
 
     def _unsealed(self, path: Path, key: bytes) -> Any:
         with path.open("rb") as file:
-            digest, data = file.read(DIGEST), empty(max(0, path.stat().st_size - DIGEST))
+            seal, data = file.read(DIGEST), empty(max(0, path.stat().st_size - DIGEST))
             file.readinto(data.data)
-        if blake2b(data.data, digest_size=DIGEST, key=key).digest() != digest:
+        if blake2b(data.data, digest_size=DIGEST, key=key).digest() != seal:
             raise StoreError(
                 f"{path} was cut off or altered, and this run cannot be continued; delete the folder to begin anew"
             )
         return unpack(data)
 
     def _digest(self, value: Any) -> bytes:
-        return blake2b(to_bytes(self._to_tree(value)).data, digest_size=DIGEST).digest()
+        return digest(self._to_tree(value))
 
 
 class Watched:

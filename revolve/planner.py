@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple, overload
@@ -88,7 +88,7 @@ def plan(
     working_bytes: int = ...,
     given: bool = ...,
     mixed: bool = ...,
-    tiers: Sequence[Storage] | None = ...,
+    tiers: Sequence[Storage] | Sequence[Tier] | None = ...,
     prices: Prices | None = ...,
 ) -> Plan: ...
 
@@ -118,7 +118,7 @@ def plan(
     given: bool = False,
     costs: Sequence[float] | None = None,
     mixed: bool = False,
-    tiers: Sequence[Storage] | None = None,
+    tiers: Sequence[Storage] | Sequence[Tier] | None = None,
     prices: Prices | None = None,
 ) -> Plan | OpenPlan:
     """The cheapest plan for a chain, in so many slots, within a budget in bytes, or in several kinds of memory.
@@ -128,9 +128,9 @@ def plan(
     :class:`Plan` counts and needs ``state_bytes`` and ``tape_bytes``. Everything is recorded if all tapes fit, else the
     states share what one tape leaves; with ``mixed`` tapes share it too. ``costs``: one for each step, with a sequence
     of sizes each, if the steps differ. ``tiers``: memories with prices, the fastest first, which also
-    holds tapes and the rest. ``prices``: measured seconds (:func:`calibrate`), for the predicted time, and the price of
-    a run that those of the tiers are weighed against. Raises ValueError, naming the smallest budget that works, when
-    nothing fits.
+    holds tapes and the rest; as a ``Storage`` in bytes, or all of them as a ``Tier`` in slots. ``prices``: measured
+    seconds (:func:`calibrate`), for the predicted time, and the price of a run that those of the tiers are weighed
+    against. Raises ValueError, naming the smallest budget that works, when nothing fits.
     """
     if costs is not None:
         if budget is None or slots is not None or tiers is not None:
@@ -141,7 +141,7 @@ def plan(
     elif tiers is not None:
         if steps is None or slots is not None or budget is not None or state_bytes is None:
             raise ValueError("tiers= take the place of slots= and budget=, and need steps= and state_bytes=")
-        made = _tiered(steps, tiers, state_bytes, tape_bytes or 0, working_bytes, prices)
+        made = _tiered(steps, tiers, state_bytes, tape_bytes or 0, working_bytes, given, prices)
     elif steps is None:
         return _open(slots, budget, state_bytes, tape_bytes, working_bytes, given, prices)
     else:
@@ -229,44 +229,79 @@ def _with_tapes(made: Plan, limit: int) -> Plan:
     return replace(made, schedule=schedule) if fewer else made
 
 
-def _tiered(steps: int, tiers: Sequence[Storage], state: int, tape: int, working: int, prices: Prices | None) -> Plan:
+def _tiered(
+    steps: int,
+    tiers: Sequence[Storage] | Sequence[Tier],
+    state: int,
+    tape: int,
+    working: int,
+    given: bool,
+    prices: Prices | None,
+) -> Plan:
     """The cheapest in time of: every tape in the first tier; the optimum over all tiers; files at a period."""
-    tiers = [Storage(*tier) for tier in tiers]
-    first = None if tiers[0].bytes is None else parse_bytes(tiers[0].bytes, "tiers[0]")
-    step = prices.step if prices and prices.step else 1.0
-    full = Prices(step, write=tuple(t.write for t in tiers), read=tuple(t.read for t in tiers))
-    full = replace(full, record=prices.record, reverse=prices.reverse) if prices else full
+    if isinstance(tiers[0], Tier):
+        return _in_slots(steps, [Tier(*tier) for tier in tiers], state, tape, working, given, prices)
+    memories = [Storage(*tier) for tier in tiers]
+    first = None if memories[0].bytes is None else parse_bytes(memories[0].bytes, "tiers[0]")
+    full = _priced(memories, prices)
     if first is not None and first < tape + working:
-        least = tape + working + (state if steps > 1 and len(tiers) == 1 else 0)
+        least = tape + working + (state if steps > 1 and len(memories) == 1 else 0)
         raise ValueError(
-            f"tiers[0]={tiers[0].bytes!r} cannot hold one tape and what a step needs; give at least {least} bytes "
+            f"tiers[0]={memories[0].bytes!r} cannot hold one tape and what a step needs; give at least {least} bytes "
             f"({format_bytes(least)})"
         )
     if first is None or steps * tape + working <= first:
-        return Plan(steps, StoreAll(), state, tape, working, prices=full)
-    rooms = [first - tape - working, *(None if t.bytes is None else parse_bytes(t.bytes, "tiers") for t in tiers[1:])]
+        return Plan(steps, StoreAll(), state, tape, working, given, full)
+    rooms = [
+        first - tape - working,
+        *(None if t.bytes is None else parse_bytes(t.bytes, "tiers") for t in memories[1:]),
+    ]
     slots = [steps - 1 if room is None else min(steps - 1, room // state) for room in rooms]
     if steps > 1 and not sum(slots):
         least = tape + working + state
         raise ValueError(
             f"tiers hold no state beside one tape; give at least {least} bytes ({format_bytes(least)}) in the first"
         )
-    best = min(_candidates(steps, tiers, slots, step), key=lambda s: Plan(steps, s, prices=full).seconds)
-    return Plan(steps, best, state, tape, working, prices=full)
+    kinds = [Tier(count, memory.write, memory.read) for count, memory in zip(slots, memories, strict=True)]
+    return Plan(steps, _cheapest(steps, kinds, full), state, tape, working, given, full)
 
 
-def _candidates(steps: int, tiers: Sequence[Storage], slots: Sequence[int], step: float) -> Iterator[Schedule]:
-    free = tiers[0].write == tiers[0].read == 0
-    if slots[0]:
-        yield Binomial(slots[0])
-    unlimited = len(tiers) == 2 and slots[1] >= steps - 1 and free
+def _in_slots(
+    steps: int, tiers: Sequence[Tier], state: int, tape: int, working: int, given: bool, prices: Prices | None
+) -> Plan:
+    full, kinds = _priced(tiers, prices), [t._replace(slots=min(t.slots, max(1, steps - 1))) for t in tiers]
+    binomial.check(steps, sum(tier.slots for tier in kinds))
+    return Plan(steps, _cheapest(steps, kinds, full), state, tape, working, given, full)
+
+
+def _priced(tiers: Sequence[Storage] | Sequence[Tier], prices: Prices | None) -> Prices:
+    """Prices of the tiers beside those of a step."""
+    step = prices.step if prices and prices.step else 1.0
+    full = Prices(step, write=tuple(t.write for t in tiers), read=tuple(t.read for t in tiers))
+    return replace(full, record=prices.record, reverse=prices.reverse) if prices else full
+
+
+def _cheapest(steps: int, tiers: Sequence[Tier], prices: Prices) -> Schedule:
+    candidates = list(_candidates(steps, tiers, prices.step))
+    if not candidates:
+        raise ValueError(
+            f"steps={steps} is too long to plan several tiers without a slot in the first; give that one at least"
+        )
+    return min(candidates, key=lambda schedule: Plan(steps, schedule, prices=prices).seconds)
+
+
+def _candidates(steps: int, tiers: Sequence[Tier], step: float) -> Iterator[Schedule]:
+    free, fast = tiers[0].write == tiers[0].read == 0, tiers[0].slots
+    if fast or steps == 1:
+        yield Binomial(fast)
+    unlimited = len(tiers) == 2 and tiers[1].slots >= steps - 1 and free
     if steps > LONGEST:
         if unlimited:
-            yield PeriodicDisk(slots[0], tiers[1].write, tiers[1].read, step)
+            yield PeriodicDisk(fast, tiers[1].write, tiers[1].read, step)
     elif unlimited:
-        yield DiskRevolve(slots[0], tiers[1].write, tiers[1].read, step)
+        yield DiskRevolve(fast, tiers[1].write, tiers[1].read, step)
     elif len(tiers) > 1 or not free:
-        yield HRevolve(tuple(Tier(c, t.write, t.read) for c, t in zip(slots, tiers, strict=True)), step)
+        yield HRevolve(tuple(tiers), step)
 
 
 def calibrate(
@@ -281,10 +316,7 @@ def calibrate(
 
     The least of ``repeats`` times each.
     """
-    stores = stores or {}
     step, record, reverse = [], [], []
-    write: list[list[float]] = [[] for _ in stores]
-    read: list[list[float]] = [[] for _ in stores]
     for _ in range(repeats):
         before = perf_counter()
         stepper.advance(state, 0, 1)
@@ -295,12 +327,30 @@ def calibrate(
         step.append(ran - before)
         record.append(recorded - ran)
         reverse.append(perf_counter() - recorded)
-        for store, writes, reads in zip((stores[k] for k in sorted(stores)), write, read, strict=True):
-            before = perf_counter()
-            store.save(0, state)
-            saved = perf_counter()
-            store.load(0)
-            writes.append(saved - before)
-            reads.append(perf_counter() - saved)
-            store.drop(0)
-    return Prices(min(step), min(record), min(reverse), tuple(map(min, write)), tuple(map(min, read)))
+    moved = [store_seconds(store, state, repeats) for _, store in sorted((stores or {}).items())]
+    return Prices(min(step), min(record), min(reverse), tuple(w for w, _ in moved), tuple(r for _, r in moved))
+
+
+def store_seconds(
+    store: CheckpointStore[Any], state: Any, repeats: int = 3, finished: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
+    """Measured seconds of a write, until the state is where it goes, and of a read; the least of ``repeats``.
+
+    ``finished`` returns when a device has done what it was asked.
+    """
+    writes, reads = [], []
+    for _ in range(repeats):
+        before = perf_counter()
+        store.save(0, state)
+        if hasattr(store, "settle"):
+            store.settle()
+        finished()
+        saved = perf_counter()
+        store.load(0)
+        finished()
+        writes.append(saved - before)
+        reads.append(perf_counter() - saved)
+        store.drop(0)
+    if hasattr(store, "release"):
+        store.release()
+    return min(writes), min(reads)

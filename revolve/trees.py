@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -79,6 +80,11 @@ def to_bytes(tree: Any) -> np.ndarray:
     out = np.zeros(packed.size, np.uint8)
     packed.write(out)
     return out
+
+
+def digest(tree: Any) -> bytes:
+    """16 bytes that tell a tree from any other."""
+    return blake2b(to_bytes(tree).data, digest_size=16).digest()
 
 
 def _aligned(place: int) -> int:

@@ -35,6 +35,10 @@ class Zfp:
             if not value > 0:
                 raise ValueError(f"{name}={value} keeps nothing; give a positive number")
 
+    @property
+    def lossless(self) -> bool:
+        return self.tolerance is self.rate is self.precision is None
+
     def encode(self, array: np.ndarray) -> np.ndarray | None:
         if array.dtype.kind not in "fc" or not array.dtype.isnative or array.size == 0:
             return None

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adjoint import METHODS, Solution, solve
+from adjoint import METHODS, Device, Files, Host, Solution, solve
+from revolve import Multistage
 
 TIMES = (0.0, 0.5, 1.2)
 FIXED = [name for name, tableau in METHODS.items() if not tableau.adaptive]
@@ -20,6 +21,8 @@ MEMORY: tuple[dict[str, Any], ...] = (
     *({"slots": slots} for slots in ("all", 1, 2, 3, 5)),
     {"budget": "1 GB"},
     {},
+    {"tiers": [Device(slots=1), Host(slots=1, write=0.0, read=0.0), Files(slots=2)]},
+    {"schedule": Multistage(1, 2), "tiers": [Device(), Files()]},
 )
 """What a gradient must not depend on."""
 

@@ -52,7 +52,7 @@ def test_marks_are_few(steps: int) -> None:
     marks = Marks("f")
     for step in range(1, steps + 1):
         marks.note(step, (torch.ones(()),))
-    assert min(steps, 16) <= len(marks._notes) <= 16 + 8 * steps.bit_length()
+    assert min(steps, 16) <= len(marks.notes) <= 16 + 8 * steps.bit_length()
 
 
 @pytest.mark.parametrize("size", [3, SMALL])

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -288,6 +289,25 @@ class ExplicitProgram:
             t = self.t.detach().to(self._of_ends).requires_grad_()
             (asked,) = torch.autograd.grad(self.timeline.knots(t), t, self._of_ends)
         return ((asked + self._of_asked).to(self.dtype).to(self.t.device),)
+
+    def identity(self) -> Any:
+        """What decides the steps, beside f and y0."""
+        control, norm = self.control, self.control.tolerance.norm
+        tolerances = control.tolerance.rtol, control.tolerance.atol, getattr(norm, "__qualname__", None)
+        said = repr((self.tableau, control.dt, control.max_steps, control.controller, control.jumps, control.grid))
+        ends = np.array([self.timeline.ends(k)[1] for k in range(self.timeline.steps)])
+        return said, tolerances, self.t.detach(), ends
+
+    def snapshot(self) -> Any:
+        """What has been found and added up so far."""
+        found = self.timeline.snapshot() if isinstance(self.timeline, AdaptiveTimeline) else None
+        return found, getattr(self, "_of_ends", None), getattr(self, "_of_asked", None)
+
+    def restore(self, snapshot: Any) -> None:
+        found, self._of_ends, self._of_asked = snapshot
+        if isinstance(self.timeline, AdaptiveTimeline):
+            self.timeline.restore(found)
+        self._announced, self._known_slope, self._first_row = self.timeline.steps, None, -1
 
     def interpolated(self, inside: range) -> range:
         """Of the asked times inside a step, those whose values are interpolated."""
