@@ -26,7 +26,7 @@ from revolve.binomial import (
     optimal_splits,
     repetitions,
 )
-from revolve.budget import Plan, Prices, format_bytes, parse_bytes, sweep, uniform_sweep
+from revolve.budget import BudgetError, Plan, Prices, format_bytes, parse_bytes, sweep, uniform_sweep
 from revolve.catalogue import SCHEDULES
 from revolve.chains import Differing, weigh
 from revolve.codecs import Cast
@@ -51,6 +51,7 @@ __all__ = [
     "Advance",
     "Binomial",
     "Bisection",
+    "BudgetError",
     "Cast",
     "CheckpointStore",
     "Differing",

@@ -26,10 +26,11 @@ from revolve.actions import (
     tally,
 )
 from revolve.chains import Differing
-from revolve.disk import DiskRevolve
+from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.hierarchy import HRevolve
 from revolve.mixed import Mixed, Stages
 from revolve.pieces import as_array
+from revolve.reasons import promise
 from revolve.schedules import Binomial, StoreAll
 
 DECIMAL = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -63,6 +64,18 @@ def format_bytes(number: int, *, decimal: bool = False) -> str:
     return text
 
 
+class BudgetError(ValueError):
+    """A budget that is too small for any plan; ``smallest`` bytes are enough for one."""
+
+    def __init__(self, sentence: str, smallest: int) -> None:
+        super().__init__(f"{sentence}; give at least {smallest} bytes ({format_bytes(smallest)})")
+        self.sentence = sentence
+        self.smallest = smallest
+
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[str, int]]:
+        return type(self), (self.sentence, self.smallest)
+
+
 @dataclass(frozen=True)
 class Prices:
     """Measured seconds: of a step run plainly, recorded (as long as plainly if not given) and reversed, and for each
@@ -84,6 +97,17 @@ class Prices:
         return time
 
 
+def prices_of(schedule: Schedule) -> Prices:
+    """The prices that a schedule was made with; a run costs 1, and nothing else anything, if it knows none."""
+    match schedule:
+        case HRevolve():
+            tiers = schedule.tiers
+            return Prices(schedule.step_cost, write=tuple(t.write for t in tiers), read=tuple(t.read for t in tiers))
+        case DiskRevolve() | PeriodicDisk():
+            return Prices(schedule.step_cost, write=(0.0, schedule.write), read=(0.0, schedule.read))
+    return Prices(1.0)
+
+
 @dataclass(frozen=True)
 class Plan:
     """A schedule for a chain of known length, and its price before it runs. Sizes are in bytes."""
@@ -102,6 +126,8 @@ class Plan:
     """Measured seconds, for the predicted time."""
     tier_states: tuple[int, ...] = ()
     """What a state takes in each tier, where that is not ``state_bytes``."""
+    why: str = ""
+    """What the memory left to choose from, in a sentence."""
 
     @cached_property
     def report(self) -> Report:
@@ -134,11 +160,31 @@ class Plan:
     @property
     def tier_bytes(self) -> dict[int, int]:
         """The predicted peak in each tier."""
-        below = {tier: report.peak_slots * self._size(tier) for tier, report in self.tiers.items() if tier}
+        below = {tier: report.peak_slots * self._size(tier) for tier, report in self._below.items()}
         return {0: self.bytes} | below
 
     def _size(self, tier: int) -> int:
         return self.tier_states[tier] if tier < len(self.tier_states) else self.state_bytes
+
+    @property
+    def traffic(self) -> dict[int, tuple[int, int]]:
+        """The bytes that are written to each tier, and read from it. An x_0 that is given is never written."""
+        verb, a, b = self.array().T
+
+        def moved(kind: int, tier: int) -> int:
+            there = (verb == kind) & ((b == tier) | ((b == GIVEN) & (tier == 0)))
+            if isinstance(self.schedule, Differing):
+                return int(np.array(self.schedule.states)[a[there]].sum())
+            return int(there.sum()) * self._size(tier)
+
+        return {tier: (moved(SAVE, tier), moved(LOAD, tier)) for tier in (0, *self._below)}
+
+    @property
+    def _below(self) -> dict[int, TierReport]:
+        """The tiers below the first, without states that kept tapes hold anyway."""
+        if isinstance(self.schedule, (Mixed, Stages)):
+            return {}
+        return {number: tier for number, tier in self.tiers.items() if number}
 
     @property
     def seconds(self) -> float:
@@ -164,36 +210,25 @@ class Plan:
         return rows
 
     def explain(self) -> str:
-        """Schedule, runs and bytes in a sentence or two."""
+        """Schedule, runs and bytes, and why this schedule, in a few sentences."""
         report = self.report
         most = f", at most {report.most_runs} of one step" if report.plain_runs else ", nothing twice"
         text = (
             f"{self.schedule} reverses {counted(self.steps, 'step')} with {counted(report.plain_runs, 'plain run')} "
             f"and {report.recorded_runs} recorded ({report.runs / self.steps:.3g} a step{most})."
         )
-        kept = [counted(self.slots, "state")] if self.slots else []
+        states = self.slots if self._below else self.report.tiers.get(0, TierReport()).peak_slots
+        kept = [counted(states, "state")] if states else []
         kept.append(counted(report.peak_tapes, "tape"))
         text += f" It holds {' and '.join(kept)} at once"
         text += f": {format_bytes(self.bytes)}." if self.bytes else "."
-        for number, tier in self.tiers.items():
-            if number:
-                size = f", {format_bytes(self.tier_bytes[number])}" if self.state_bytes else ""
-                text += f" Tier {number} holds {tier.peak_slots} of the states{size}: {tier.saves} writes, "
-                text += f"{tier.loads} reads."
-        return text + (f" Predicted time: {self.seconds:.3g} s." if self.prices else "") + self._reason()
-
-    def _reason(self) -> str:
-        """Why this schedule, where the sizes or the tiers have decided it."""
-        match self.schedule:
-            case Mixed():
-                return " Keeping tapes in place of some states saves runs here."
-            case Differing(exact=True):
-                return " The steps differ; no sequence of moves within the budget costs less."
-            case Differing():
-                return " The steps differ; this is the least cost while what is kept stays until it is needed no more."
-            case HRevolve() | DiskRevolve():
-                return " No plan costs less in runs, writes and reads together."
-        return ""
+        for number, tier in self._below.items():
+            size = f", {format_bytes(self.tier_bytes[number])}" if self.state_bytes else ""
+            text += f" Tier {number} holds {tier.peak_slots} of the states{size}: {counted(tier.saves, 'write')}, "
+            text += f"{counted(tier.loads, 'read')}."
+        if self.prices:
+            text += f" Predicted time: {self.seconds:.3g} s."
+        return " ".join(filter(None, (text, self.why, promise(self.schedule, report))))
 
     __str__ = explain
 
@@ -238,14 +273,20 @@ def equal_plan(
     limit = parse_bytes(budget, "budget")
     smallest = min(made(StoreAll()), made(Binomial(1)), key=lambda plan: plan.bytes)
     if smallest.bytes > limit:
-        raise ValueError(
-            f"budget={budget!r} cannot reverse {counted(steps, 'step')} with states of {state} bytes "
-            f"and tapes of {tape} bytes; give at least {smallest.bytes} bytes ({format_bytes(smallest.bytes)})"
+        raise BudgetError(
+            f"budget={budget!r} cannot reverse {counted(steps, 'step')} with states of {state} bytes and tapes of "
+            f"{tape} bytes",
+            smallest.bytes,
         )
-    if made(StoreAll()).bytes <= limit:
-        return made(StoreAll())
+    everything = made(StoreAll())
+    if everything.bytes <= limit:
+        return replace(everything, why=f"{counted(steps, 'tape')} fit the budget.")
     room = (limit - tape - working) // state + given if state else steps - 1
-    return made(Binomial(min(room, steps - 1)))
+    return replace(
+        made(Binomial(min(room, steps - 1))),
+        why=f"All tapes at once would take {format_bytes(everything.bytes)}; the budget leaves room for "
+        f"{counted(room, 'state')} beside one tape.",
+    )
 
 
 def _slots(slots: int | str | None, steps: int) -> int:

@@ -8,17 +8,17 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import isqrt
 from pathlib import Path
 from typing import Any, NoReturn
 
 from revolve import binomial, plot
 from revolve.actions import both_sweeps
-from revolve.budget import Plan, UniformSweep, counted, format_bytes, parse_bytes, sweep, uniform_sweep
-from revolve.choose import add_options, schedule_of
-from revolve.compare import LENGTHS, aligned, uniform_table, uniform_text, ways, ways_text
+from revolve.budget import Plan, Prices, counted, format_bytes, parse_bytes, prices_of, sweep, uniform_sweep
+from revolve.choose import add_options, prices_given, schedule_of, storages, unused
+from revolve.compare import LENGTHS, aligned, priced_sweep, priced_text, uniform_table, uniform_text, ways, ways_text
 from revolve.planner import plan
-from revolve.schedules import Binomial
+from revolve.schedules import Binomial, StoreAll
+from revolve.texts import beside_others, checkpoints, explained, facts, row, uniform_lines
 from revolve.trace import letters, trace
 
 DESCRIPTION = """\
@@ -34,16 +34,21 @@ EXAMPLES = {
     "plan": """\
   revolve plan -n 100 -c 3
   revolve plan -n 100 -c 3 --state 8MB --tape 40MB
-  revolve plan -n 1000 --budget 512MiB --state 8MB --tape 40MB --json""",
+  revolve plan -n 1000 --budget 512MiB --state 8MB --tape 40MB --json
+  revolve plan -n 1000 --memories 128MB,2GB:0.004:0.004 --state 8MB --tape 40MB --step-seconds 0.01
+  revolve plan -n 100 --schedule bisection
+  revolve plan -n 250 --schedule hrevolve --tiers 3,7:10:10""",
     "sweep": """\
   revolve sweep -n 1000 -c 1:50
   revolve sweep -n 1000 -c 1,2,4,8,16 --state 8MB --tape 40MB --out sweep.png
+  revolve sweep -n 250 -c 1:30 --write-cost 10 --read-cost 10 --disk 7 --out priced.png
   revolve sweep --uniform -n 100 --state 100MB --out uniform.png""",
     "draw": """\
   revolve draw -n 20 -c 3
   revolve draw -n 100 -c 5 --out schedule.png
   revolve draw -n 50 --schedule periodic --every 10
-  revolve draw -n 60 --schedule hrevolve --tiers 2,4:5:5 --out tiers.png""",
+  revolve draw -n 60 --schedule hrevolve --tiers 2,4:5:5 --out tiers.png
+  revolve draw -n 60 --schedule multistage --memory 2 --disk 4 --write-cost 5 --read-cost 5 --out priced.png""",
     "table": """\
   revolve table
   revolve table -n 48,100,10000
@@ -105,17 +110,32 @@ def _parser() -> Parser:
 
     one = command("plan", "price one plan before it runs")
     one.add_argument("-c", "--slots", help="slots, or 'all' to keep every tape")
-    one.add_argument("--budget", help="memory instead of slots; needs --state and --tape")
+    one.add_argument("--budget", metavar="SIZE", help="memory instead of slots; needs --state and --tape")
+    one.add_argument("--mixed", action="store_true", help="tapes may share the budget with states")
+    one.add_argument(
+        "--memories",
+        metavar="SIZE:WRITE:READ,...",
+        help="several memories, the fastest first, with the seconds of a write and a read: 128MB,2GB:0.004:0.004 "
+        "('any' is a size without a bound)",
+    )
+    one.add_argument("--step-seconds", type=float, metavar="SECONDS", help="what a run takes, with --memories")
     _sizes(one)
+    add_options(one.add_argument_group("a schedule of your choice, in place of the cheapest"), but=("slots", "budget"))
 
     many = command("sweep", "recomputation against slots, or memory against the number of uniform checkpoints")
     many.add_argument("-c", "--slots", help="1:50 (both ends included), 1:50:5 (every fifth) or 1,2,4,8")
     many.add_argument("--uniform", action="store_true", help="checkpoints at equal distances: k + n/k states")
+    many.add_argument(
+        "--write-cost", type=float, metavar="PRICE", help="time against memory: the price of a write to disk"
+    )
+    many.add_argument("--read-cost", type=float, metavar="PRICE", help="the price of a read from disk")
+    many.add_argument("--step-cost", type=float, metavar="PRICE", help="the price of a run (default: 1)")
+    many.add_argument("--disk", type=int, metavar="N", help="slots on disk (default: as many as one likes)")
     many.add_argument("--out", type=Path, metavar="FILE", help="write a picture as well (png, pdf, svg)")
     _sizes(many)
 
     drawn = command("draw", "a schedule in time: steps across, time downward, and the life of each slot")
-    add_options(drawn)
+    add_options(drawn, schedule="binomial")
     drawn.add_argument("--out", type=Path, metavar="FILE", help="write a picture instead of text (png, pdf, svg)")
 
     listed = command("table", "uniform checkpoints at their best, with binomial ones beside", steps=False)
@@ -133,104 +153,43 @@ def _sizes(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace) -> str:
-    if (options.slots is None) == (options.budget is None):
-        raise ValueError("how much memory? give either -c, for instance -c 3, or --budget with --state and --tape")
-    if options.budget is not None and None in (options.state, options.tape):
-        raise ValueError(f"--budget {options.budget} needs --state and --tape: the size of a state, and of one tape")
-    slots = _integer("--slots", options.slots) if options.slots not in (None, "all") else options.slots
     state, tape = _size("--state", options.state), _size("--tape", options.tape)
-    made = plan(steps=options.steps, slots=slots, budget=options.budget, state_bytes=state, tape_bytes=tape)
+    if options.schedule is not None:
+        options.field_slots = None if options.slots is None else _integer("--slots", options.slots)
+        options.field_budget = _size("--budget", options.budget)
+        made = Plan(options.steps, schedule_of(options), state or 0, tape or 0)
+    else:
+        unused(options)
+        made = _cheapest(options, state, tape)
     if options.json:
-        return json.dumps(_facts(made), indent=2)
-    return _explained(made, _decimal(options.budget, options.state, options.tape))
+        return json.dumps(facts(made), indent=2)
+    if options.schedule is None and isinstance(made.schedule, (Binomial, StoreAll)):
+        return explained(made, _decimal(options.budget, options.state, options.tape))
+    return beside_others(made)
 
 
-def _facts(made: Plan) -> dict[str, Any]:
-    """What ``--json`` says of one plan."""
-    report = made.report
-    facts = {
-        "steps": made.steps,
-        "schedule": str(made.schedule),
-        "slots": made.slots,
-        "repetitions": report.most_runs - 1,
-        "extra_steps": report.plain_runs,
-        "runs": report.runs,
-        "most_runs": report.most_runs,
-        "saves": report.saves,
-        "loads": report.loads,
-        "peak_tapes": report.peak_tapes,
-        "bytes": made.bytes,
-    }
-    if isinstance(made.schedule, Binomial):
-        slots = made.schedule.slots
-        splits = binomial.optimal_splits(steps=made.steps, slots=slots)
-        facts["slots"] = slots
-        facts["longest_chain"] = binomial.beta(slots=slots, repetitions=report.most_runs - 1)
-        facts["first_splits"] = [splits[0], splits[-1]] if splits else []
-        facts["neighbours"] = [
-            {
-                "slots": c,
-                "repetitions": binomial.repetitions(steps=made.steps, slots=c),
-                "extra_steps": binomial.extra_steps(steps=made.steps, slots=c),
-            }
-            for c in _neighbours(made.steps, slots)
-        ]
-    return facts
-
-
-def _neighbours(steps: int, slots: int) -> list[int]:
-    """Slot counts around the asked one, as far as they change anything."""
-    most = max(steps - 1, slots)
-    return [c for c in range(max(slots - 2, min(slots, 1)), slots + 3) if c <= most]
-
-
-def _explained(made: Plan, decimal: bool) -> str:
-    """A plan as text that reads well."""
-    report, steps = made.report, made.steps
-    r = report.most_runs - 1
-    lines = [f"{made.schedule} for {counted(steps, 'step')}", ""]
-    facts = [
-        ("repetitions", f"r = {r}", _repetitions_note(r)),
-        ("extra steps", f"{report.plain_runs}", f"plain runs, {report.plain_runs / steps:.3g} a step"),
-        ("all runs", f"{report.runs}", f"with the recorded run of every step, {report.runs / steps:.3g} a step"),
-    ]
-    if report.saves:
-        facts.append(("saves", f"{report.saves}", "states written to a slot"))
-        facts.append(("loads", f"{report.loads}", "states read back"))
-    facts.append(("kept at once", counted(made.slots, "state"), f"and {counted(report.peak_tapes, 'tape')}"))
-    if made.bytes:
-        facts.append(("memory", format_bytes(made.bytes, decimal=decimal), f"{made.bytes} bytes predicted"))
-    width = max(len(value) for _, value, _ in facts)
-    lines += [f"  {name:<14}{value:<{width}}  {note}".rstrip() for name, value, note in facts]
-    if isinstance(made.schedule, Binomial) and steps > 1:
-        lines += ["", *_surroundings(steps, made.schedule.slots, r)]
-    return "\n".join(lines)
-
-
-def _repetitions_note(r: int) -> str:
-    if r == 0:
-        return "nothing is recomputed"
-    return f"no step runs plainly more than {'once' if r == 1 else f'{r} times'}"
-
-
-def _surroundings(steps: int, slots: int, r: int) -> list[str]:
-    """What the slots could do besides, and what one or two slots more or fewer would."""
-    reach, short = binomial.beta(slots=slots, repetitions=r), binomial.beta(slots=slots, repetitions=r - 1)
-    splits = binomial.optimal_splits(steps=steps, slots=slots)
-    where = f"at x_{splits[0]}" if len(splits) == 1 else f"anywhere from x_{splits[0]} to x_{splits[-1]}"
-    lines = [
-        f"  Longest chain in {counted(slots, 'slot')}: beta({slots}, {r}) = {reach}; with r = {r - 1}, {short}.",
-        f"  The first checkpoint after x_0 may lie {where}.",
-    ]
-    if r > 1:
-        fewest = binomial.fewest_slots(steps=steps, repetitions=r - 1)
-        lines.append(f"  r = {r - 1} takes {counted(fewest, 'slot')}.")
-    rows = [("slots", "r", "extra steps", "a step")]
-    for c in _neighbours(steps, slots):
-        extra = binomial.extra_steps(steps=steps, slots=c)
-        repetitions = binomial.repetitions(steps=steps, slots=c)
-        rows.append((f"{'> ' if c == slots else ''}{c}", str(repetitions), str(extra), f"{extra / steps:.3g}"))
-    return [*lines, "", *aligned(rows)]
+def _cheapest(options: argparse.Namespace, state: int | None, tape: int | None) -> Plan:
+    """What slots, a budget or several memories buy."""
+    if sum(given is not None for given in (options.slots, options.budget, options.memories)) != 1:
+        raise ValueError(
+            "how much memory? give either -c, for instance -c 3, or --budget or --memories, with --state and --tape"
+        )
+    for name, given in (("--budget", options.budget), ("--memories", options.memories)):
+        if given is not None and None in (state, tape):
+            raise ValueError(f"{name} {given} needs --state and --tape: the size of a state, and of one tape")
+    if options.memories is not None:
+        made = plan(
+            steps=options.steps,
+            tiers=storages(options.memories),
+            state_bytes=state,
+            tape_bytes=tape,
+            prices=Prices(options.step_seconds or 1.0),
+        )
+    else:
+        slots = _integer("--slots", options.slots) if options.slots not in (None, "all") else options.slots
+        sizes: dict[str, Any] = {"state_bytes": state, "tape_bytes": tape}
+        made = plan(steps=options.steps, slots=slots, budget=options.budget, mixed=options.mixed, **sizes)
+    return made
 
 
 def _sweep(options: argparse.Namespace) -> str:
@@ -240,28 +199,49 @@ def _sweep(options: argparse.Namespace) -> str:
         return _uniform(options, state, decimal)
     if options.slots is None:
         raise ValueError("which slots? give -c, for instance -c 1:50, or --uniform")
+    prices = {name: getattr(options, name) for name in ("write_cost", "read_cost", "step_cost", "disk")}
+    if any(price is not None for price in prices.values()):
+        return _priced(options, state, decimal)
     plans = sweep(options.steps, slot_numbers(options.slots), state or 0, tape or 0)
     wrote = _write(plot.sweep(plans, decimal=decimal), options.out) if options.out else ""
     if options.json:
-        return json.dumps([_row(made) for made in plans], indent=2)
+        return json.dumps([row(made) for made in plans], indent=2)
     sized = any(made.bytes for made in plans)
     rows = [("slots", "r", "extra steps", "runs a step", "saves", "tapes") + (("memory",) if sized else ())]
     for made in plans:
-        row = _row(made)
-        cells = [row["slots"], row["repetitions"], row["extra_steps"], f"{row['runs'] / made.steps:.3f}", row["saves"]]
+        found = row(made)
+        cells = [
+            found["slots"],
+            found["repetitions"],
+            found["extra_steps"],
+            f"{found['runs'] / made.steps:.3f}",
+            found["saves"],
+        ]
         memory = (format_bytes(made.bytes, decimal=decimal),) if sized else ()
         rows.append((*(str(cell) for cell in cells), str(made.report.peak_tapes), *memory))
     return "\n".join([f"{counted(options.steps, 'step')}, Binomial, and last StoreAll", "", *aligned(rows)]) + wrote
 
 
-def _row(made: Plan) -> dict[str, Any]:
-    """One line of a sweep: slots as asked, 'all' for the plan that keeps every tape."""
-    facts = _facts(made)
-    if not isinstance(made.schedule, Binomial):
-        facts["slots"] = "all"
-    for name in ("neighbours", "first_splits"):
-        facts.pop(name, None)
-    return facts
+def _priced(options: argparse.Namespace, state: int | None, decimal: bool) -> str:
+    """Time against memory."""
+    write, read, step = options.write_cost, options.read_cost, options.step_cost
+    if write is None or read is None:
+        raise ValueError("time against memory needs --write-cost and --read-cost, in the unit of --step-cost")
+    made = priced_sweep(
+        options.steps,
+        slot_numbers(options.slots),
+        write=write,
+        read=read,
+        step_cost=1.0 if step is None else step,
+        disk=options.disk,
+    )
+    figure = plot.priced(made, options.steps, state or 0, decimal=decimal) if options.out else None
+    wrote = _write(figure, options.out) if options.out else ""
+    if options.json:
+        rows = {way: [asdict(row) | {"schedule": str(row.schedule)} for row in rows] for way, rows in made.items()}
+        return json.dumps(rows, indent=2)
+    head = f"{counted(options.steps, 'step')}, {plot.prices_in_words(made['with a disk'][0].schedule)}"
+    return f"{head}\n\n{priced_text(made)}{wrote}"
 
 
 def slot_numbers(text: str) -> list[int]:
@@ -279,7 +259,7 @@ def _uniform(options: argparse.Namespace, state: int | None, decimal: bool) -> s
     if options.slots is not None:
         raise ValueError(f"-c {options.slots} says nothing with --uniform: its rows are numbers of checkpoints")
     steps = binomial.whole("steps", options.steps, least=1)
-    made = uniform_sweep(steps, state or 1, _checkpoints(steps))
+    made = uniform_sweep(steps, state or 1, checkpoints(steps))
     wrote = _write(plot.uniform(made, decimal=decimal), options.out) if options.out else ""
     least, everything = made.least, made.store_all
     if options.json:
@@ -292,48 +272,17 @@ def _uniform(options: argparse.Namespace, state: int | None, decimal: bool) -> s
             "rows": [row._asdict() for row in made.rows],
         }
         return json.dumps(facts, indent=2)
-    return "\n".join(_uniform_lines(made, decimal and state is not None, state is not None)) + wrote
-
-
-def _uniform_lines(made: UniformSweep, decimal: bool, sized: bool) -> list[str]:
-    least, steps = made.least, made.steps
-    rows = [("checkpoints", "states", "of store-all") + (("memory",) if sized else ())]
-    for row in [row for row in made.rows if row.checkpoints in _round_numbers(steps) or row == least]:
-        mark = "> " if row == least else ""
-        memory = (format_bytes(row.bytes, decimal=decimal),) if sized else ()
-        rows.append((f"{mark}{row.checkpoints}", str(row.states), f"{100 * row.states / steps:.1f} %", *memory))
-    stored = (format_bytes(made.store_all.bytes, decimal=decimal),) if sized else ()
-    rows.append(("store all", str(steps), "100.0 %", *stored))
-    return [
-        f"{counted(steps, 'step')}, checkpoints at equal distances: k checkpoints and a segment of {steps}/k states",
-        "",
-        *aligned(rows),
-        "",
-        f"  Least: k = {least.checkpoints} with {counted(least.states, 'state')}; 2 sqrt({steps}) = {made.bound:.4g}.",
-        f"  Every step then runs plainly at most twice; Binomial does that with "
-        f"{counted(binomial.fewest_slots(steps=steps, repetitions=2), 'slot')}.",
-    ]
-
-
-def _checkpoints(steps: int) -> list[int]:
-    """All of 1 .. n for a short chain; for a long one a few hundred, dense around sqrt(n)."""
-    if steps <= 2000:
-        return list(range(1, steps + 1))
-    root = isqrt(steps)
-    spread = (round(steps ** (k / 200)) for k in range(201))
-    return sorted({min(steps, k) for k in spread} | {root, root + 1})
-
-
-def _round_numbers(steps: int) -> set[int]:
-    return {m * 10**e for e in range(len(str(steps))) for m in (1, 2, 3, 5, 7)} | {steps}
+    return "\n".join(uniform_lines(made, decimal and state is not None, state is not None)) + wrote
 
 
 def _draw(options: argparse.Namespace) -> str:
+    prices = prices_given(options)
     schedule = schedule_of(options)
+    prices = prices or (prices_of(schedule) if prices_of(schedule).write else None)
     if options.out:
         if options.steps > WIDEST_PICTURE:
             raise ValueError(f"-n {options.steps} is too wide for a picture; give at most {WIDEST_PICTURE} steps")
-        wrote = _write(plot.draw(schedule, options.steps), options.out)
+        wrote = _write(plot.draw(schedule, options.steps, prices), options.out)
     if options.json:
         actions = [[type(action).__name__, *action[1:]] for action in both_sweeps(schedule, options.steps)]
         return json.dumps({"schedule": str(schedule), "steps": options.steps, "actions": actions})

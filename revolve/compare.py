@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from revolve import binomial
-from revolve.actions import Schedule
-from revolve.budget import uniform_sweep
+from revolve.actions import Report, Schedule, TierReport
+from revolve.budget import Prices, uniform_sweep
+from revolve.disk import DiskRevolve, PeriodicDisk
+from revolve.hierarchy import HRevolve, Tier
 from revolve.mixed import Mixed
+from revolve.multistage import Multistage
 from revolve.schedules import Binomial, Periodic
 from revolve.selected import Selected
 
@@ -54,6 +57,47 @@ def uniform_table(lengths: Iterable[int] = LENGTHS) -> list[UniformRow]:
             )
         )
     return rows
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A schedule in so many slots in memory, and what it costs: runs, writes and reads at their prices."""
+
+    slots: int
+    schedule: Schedule
+    cost: float
+    report: Report
+
+
+def priced_sweep(
+    steps: int,
+    slots: Iterable[int],
+    *,
+    write: float,
+    read: float,
+    step_cost: float = 1.0,
+    disk: int | None = None,
+) -> dict[str, list[Priced]]:
+    """Time against memory, with a disk at a price: ``disk`` slots on it, or as many as one likes.
+
+    The ways: in memory alone; the optimum; and what knows no prices (Multistage) or only a period (PeriodicDisk).
+    """
+    numbers = [binomial.whole("slots", number, least=1) for number in slots]
+    prices = Prices(step_cost, write=(0.0, write), read=(0.0, read))
+
+    def row(number: int, schedule: Schedule) -> Priced:
+        report = schedule.price(steps)
+        return Priced(number, schedule, prices.seconds(report), report)
+
+    made = {"memory alone": [row(c, Binomial(c)) for c in numbers]}
+    if disk is None:
+        made["with a disk"] = [row(c, DiskRevolve(c, write, read, step_cost)) for c in numbers]
+        made["files at a period"] = [row(c, PeriodicDisk(c, write, read, step_cost)) for c in numbers]
+    else:
+        tier = Tier(disk, write, read)
+        made["with a disk"] = [row(c, HRevolve((Tier(c), tier), step_cost)) for c in numbers]
+        made["prices ignored"] = [row(c, Multistage(c, disk)) for c in numbers]
+    return made
 
 
 @dataclass(frozen=True)
@@ -133,6 +177,18 @@ def ways_text(made: Iterable[Way], steps: int) -> str:
         "  selective: every so many block boundaries that the slots hold; budget: states or tapes in the slots.",
     ]
     return "\n".join(lines)
+
+
+def priced_text(made: Mapping[str, Sequence[Priced]]) -> str:
+    """Time against memory as text: what the optimum saves, and what it moves."""
+    least = made["with a disk"]
+    rows = [("slots", *made, "plain runs", "files", "writes", "reads", "saved")]
+    for place, (alone, best) in enumerate(zip(made["memory alone"], least, strict=True)):
+        disk = best.report.tiers.get(1, TierReport())
+        moved = best.report.plain_runs, disk.peak_slots, disk.saves, disk.loads
+        saved = f"{100 * (1 - best.cost / alone.cost):.1f} %"
+        rows.append((str(best.slots), *(f"{way[place].cost:g}" for way in made.values()), *map(str, moved), saved))
+    return "\n".join(aligned(rows))
 
 
 def aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:

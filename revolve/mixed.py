@@ -20,6 +20,7 @@ is as large as a tape there is a closed form (taped.py), for chains of any lengt
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -128,6 +129,14 @@ class Mixed:
         steps, _ = binomial.check(steps, self.slots)
         return self._runs(self._table(steps), steps)
 
+    @property
+    def longest(self) -> int:
+        """The longest chain for which the least number of runs is known."""
+        if self.state == self.tape and not self.holds_end:
+            return sys.maxsize
+        largest = max(self.state, self.tape)  # a chain of n steps has no use for more than n times that
+        return max(isqrt(int(WORK) // (self.slots + 1)), int((WORK / (largest + 1)) ** (1 / 3)))
+
     def _runs(self, table: _Table, steps: int) -> int:
         extra = table.extra(self.slots, steps, False)
         if extra is None:
@@ -138,11 +147,13 @@ class Mixed:
         steps = binomial.whole("steps", steps, least=1)
         if self.state == self.tape and not self.holds_end:
             return _Equal(self.state)
-        room = min(self.slots, steps * max(self.state, self.tape))
-        longest = isqrt(int(WORK) // (room + 1))
-        if steps > longest:
-            raise ValueError(f"steps={steps} is too long for exact tables; give at most {longest}, or use Binomial")
-        return _tables(self.slots, self.state, self.tape, self.holds_end, 1 << (steps - 1).bit_length())
+        if steps > self.longest:
+            raise ValueError(
+                f"steps={steps} is too long for exact tables; give at most {self.longest}, or use Binomial"
+            )
+        most = 1 << (steps - 1).bit_length()
+        room = min(self.slots, most * max(self.state, self.tape))
+        return _tables(room, self.state, self.tape, self.holds_end, most)
 
     def price(self, steps: int) -> Report:
         steps = binomial.whole("steps", steps, least=1)
@@ -266,7 +277,7 @@ class _Tables:
     """A and, where tapes hold the end of their step, X: cost[0] and cost[1], by room and steps; 0: keep the tape."""
 
     def __init__(self, room: int, state: int, tape: int, holds_end: bool, steps: int) -> None:
-        self.state, self.tape, self.holds_end = state, tape, holds_end
+        self.room, self.state, self.tape, self.holds_end = room, state, tape, holds_end
         shape = room + 1, steps + 1
         kinds = 1 + holds_end
         self.cost = [np.full(shape, np.inf) for _ in range(kinds)]
@@ -292,11 +303,11 @@ class _Tables:
                     rest[kind][needed:, steps - n] = self.cost[0][: max(0, room + 1 - needed), n]
 
     def extra(self, room: int, steps: int, held: bool) -> int | None:
-        extra = self.cost[held][room, steps]
+        extra = self.cost[held][min(room, self.room), steps]
         return int(extra) if np.isfinite(extra) else None
 
     def ahead(self, room: int, steps: int, held: bool) -> int:
-        return int(self.split[held][room, steps])
+        return int(self.split[held][min(room, self.room), steps])
 
 
 @lru_cache(maxsize=8)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple, overload
 
 from revolve import binomial
 from revolve.actions import Schedule
-from revolve.budget import Plan, Prices, counted, equal_plan, format_bytes, parse_bytes
+from revolve.budget import BudgetError, Plan, Prices, counted, equal_plan, parse_bytes
 from revolve.chains import Differing
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.hierarchy import LONGEST, HRevolve, Tier
 from revolve.mixed import Mixed
+from revolve.multistage import LONGEST_RANKED, Multistage
 from revolve.online import Online
 from revolve.run import Stepper
 from revolve.schedules import Binomial, StoreAll
@@ -88,6 +89,7 @@ def plan(
     working_bytes: int = ...,
     given: bool = ...,
     mixed: bool = ...,
+    holds_end: bool = ...,
     tiers: Sequence[Storage] | Sequence[Tier] | None = ...,
     prices: Prices | None = ...,
 ) -> Plan: ...
@@ -118,6 +120,7 @@ def plan(
     given: bool = False,
     costs: Sequence[float] | None = None,
     mixed: bool = False,
+    holds_end: bool = False,
     tiers: Sequence[Storage] | Sequence[Tier] | None = None,
     prices: Prices | None = None,
 ) -> Plan | OpenPlan:
@@ -126,11 +129,12 @@ def plan(
     ``steps``: None if the end is found on the way; then the plan is an :class:`OpenPlan`. ``slots``: a number, that of
     x_0 included, or ``"all"``: every tape is kept. ``budget``: bytes, or text like ``"512 MiB"``; it covers all that
     :class:`Plan` counts and needs ``state_bytes`` and ``tape_bytes``. Everything is recorded if all tapes fit, else the
-    states share what one tape leaves; with ``mixed`` tapes share it too. ``costs``: one for each step, with a sequence
-    of sizes each, if the steps differ. ``tiers``: memories with prices, the fastest first, which also
-    holds tapes and the rest; as a ``Storage`` in bytes, or all of them as a ``Tier`` in slots. ``prices``: measured
-    seconds (:func:`calibrate`), for the predicted time, and the price of a run that those of the tiers are weighed
-    against. Raises ValueError, naming the smallest budget that works, when nothing fits.
+    states share what one tape leaves; with ``mixed`` tapes share it too (``holds_end``: a tape holds the state at its
+    step's end, as :class:`Mixed` says). ``costs``: one for each step, with a sequence of sizes each, if the steps
+    differ. ``tiers``: memories with prices, the fastest first, which also holds tapes and the rest; as a ``Storage`` in
+    bytes, or all of them as a ``Tier`` in slots. ``prices``: measured seconds (:func:`calibrate`), for the predicted
+    time, and the price of a run that those of the tiers are weighed against. Raises :class:`BudgetError`, a ValueError
+    that knows the smallest budget that works, when nothing fits.
     """
     if costs is not None:
         if budget is None or slots is not None or tiers is not None:
@@ -148,7 +152,7 @@ def plan(
         sizes = {"state_bytes": state_bytes, "tape_bytes": tape_bytes, "working_bytes": working_bytes}
         made = equal_plan(steps=steps, slots=slots, budget=budget, **sizes, given=given)
         if mixed and budget is not None:
-            made = _with_tapes(made, parse_bytes(budget, "budget"))
+            made = _with_tapes(made, parse_bytes(budget, "budget"), holds_end)
     return replace(made, prices=prices) if prices is not None else made
 
 
@@ -183,10 +187,7 @@ def _open(
         if not short.state_bytes:
             raise ValueError("state_bytes=0 lets every state be kept; give slots='all', or the size of a state")
         if alone > limit:
-            raise ValueError(
-                f"budget={budget!r} cannot reverse a chain of unknown length; give at least {alone} bytes "
-                f"({format_bytes(alone)})"
-            )
+            raise BudgetError(f"budget={budget!r} cannot reverse a chain of unknown length", alone)
         schedule = Online((limit - short.tape_bytes - short.working_bytes) // short.state_bytes + given)
     return OpenPlan(schedule, *sizes, given, prices)
 
@@ -203,10 +204,7 @@ def _differing(costs: Sequence[float], budget: Size, states: Any, tapes: Any, wo
 
     smallest = schedule(0).smallest(steps) + working_bytes
     if limit + working_bytes < smallest and not _feasible(schedule(max(0, limit)), steps):
-        raise ValueError(
-            f"budget={budget!r} cannot reverse these {counted(steps, 'step')}; give at least {smallest} bytes "
-            f"({format_bytes(smallest)})"
-        )
+        raise BudgetError(f"budget={budget!r} cannot reverse these {counted(steps, 'step')}", smallest)
     return Plan(steps, schedule(limit), max(kept), max(tapes or (0,)), working_bytes, given)
 
 
@@ -218,15 +216,18 @@ def _feasible(schedule: Differing, steps: int) -> bool:
     return True
 
 
-def _with_tapes(made: Plan, limit: int) -> Plan:
-    """The same budget with tapes in it, if that runs less."""
+def _with_tapes(made: Plan, limit: int, holds_end: bool) -> Plan:
+    """The same budget with tapes in it, if that runs less, and if the chain is short enough for such a plan."""
     sizes = made.state_bytes, made.tape_bytes
     if isinstance(made.schedule, StoreAll) or not all(sizes):
         return made
     free = limit - made.tape_bytes - made.working_bytes + made.given * made.state_bytes
-    schedule = Mixed.in_bytes(free, *sizes)
-    fewer = schedule.cost(made.steps) < made.report.runs
-    return replace(made, schedule=schedule) if fewer else made
+    schedule = Mixed.in_bytes(free, *sizes, holds_end=holds_end)
+    before, runs = made.report.runs, schedule.cost(made.steps) if made.steps <= schedule.longest else None
+    if runs is None or runs >= before:
+        return made
+    why = f"Keeping tapes in place of some states saves runs here: {runs} in place of {before}."
+    return replace(made, schedule=schedule, why=why)
 
 
 def _tiered(
@@ -246,12 +247,10 @@ def _tiered(
     full = _priced(memories, prices)
     if first is not None and first < tape + working:
         least = tape + working + (state if steps > 1 and len(memories) == 1 else 0)
-        raise ValueError(
-            f"tiers[0]={memories[0].bytes!r} cannot hold one tape and what a step needs; give at least {least} bytes "
-            f"({format_bytes(least)})"
-        )
+        raise BudgetError(f"tiers[0]={memories[0].bytes!r} cannot hold one tape and what a step needs", least)
     if first is None or steps * tape + working <= first:
-        return Plan(steps, StoreAll(), state, tape, working, given, full)
+        why = f"{counted(steps, 'tape')} fit the first tier."
+        return Plan(steps, StoreAll(), state, tape, working, given, full, why=why)
     rooms = [
         first - tape - working,
         *(None if t.bytes is None else parse_bytes(t.bytes, "tiers") for t in memories[1:]),
@@ -259,11 +258,9 @@ def _tiered(
     slots = [steps - 1 if room is None else min(steps - 1, room // state) for room in rooms]
     if steps > 1 and not sum(slots):
         least = tape + working + state
-        raise ValueError(
-            f"tiers hold no state beside one tape; give at least {least} bytes ({format_bytes(least)}) in the first"
-        )
+        raise BudgetError("tiers hold no state beside one tape in the first", least)
     kinds = [Tier(count, memory.write, memory.read) for count, memory in zip(slots, memories, strict=True)]
-    return Plan(steps, _cheapest(steps, kinds, full), state, tape, working, given, full)
+    return _cheapest(Plan(steps, StoreAll(), state, tape, working, given, full), kinds)
 
 
 def _in_slots(
@@ -271,7 +268,7 @@ def _in_slots(
 ) -> Plan:
     full, kinds = _priced(tiers, prices), [t._replace(slots=min(t.slots, max(1, steps - 1))) for t in tiers]
     binomial.check(steps, sum(tier.slots for tier in kinds))
-    return Plan(steps, _cheapest(steps, kinds, full), state, tape, working, given, full)
+    return _cheapest(Plan(steps, StoreAll(), state, tape, working, given, full), kinds)
 
 
 def _priced(tiers: Sequence[Storage] | Sequence[Tier], prices: Prices | None) -> Prices:
@@ -281,13 +278,17 @@ def _priced(tiers: Sequence[Storage] | Sequence[Tier], prices: Prices | None) ->
     return replace(full, record=prices.record, reverse=prices.reverse) if prices else full
 
 
-def _cheapest(steps: int, tiers: Sequence[Tier], prices: Prices) -> Schedule:
-    candidates = list(_candidates(steps, tiers, prices.step))
-    if not candidates:
+def _cheapest(made: Plan, tiers: Sequence[Tier]) -> Plan:
+    """The same plan with the schedule that takes least time at its prices, and what the others would take."""
+    assert made.prices is not None
+    plans = [replace(made, schedule=schedule) for schedule in _candidates(made.steps, tiers, made.prices.step)]
+    if not plans:
         raise ValueError(
-            f"steps={steps} is too long to plan several tiers without a slot in the first; give that one at least"
+            f"steps={made.steps} is too long to plan several tiers without a slot in the first; give that one at least"
         )
-    return min(candidates, key=lambda schedule: Plan(steps, schedule, prices=prices).seconds)
+    best, *others = sorted(plans, key=lambda plan: plan.seconds)
+    dearer = " and ".join(f"{plan.schedule} {plan.seconds:.3g} s" for plan in others)
+    return replace(best, why=f"It is the cheapest here: {dearer} would be predicted." if others else "")
 
 
 def _candidates(steps: int, tiers: Sequence[Tier], step: float) -> Iterator[Schedule]:
@@ -298,6 +299,8 @@ def _candidates(steps: int, tiers: Sequence[Tier], step: float) -> Iterator[Sche
     if steps > LONGEST:
         if unlimited:
             yield PeriodicDisk(fast, tiers[1].write, tiers[1].read, step)
+        elif len(tiers) == 2 and tiers[1].slots and steps <= LONGEST_RANKED:
+            yield Multistage(fast, tiers[1].slots, promotes=False)
     elif unlimited:
         yield DiskRevolve(fast, tiers[1].write, tiers[1].read, step)
     elif len(tiers) > 1 or not free:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from revolve.actions import ADVANCE, RECORD, REVERSE, Report, Schedule
-from revolve.budget import BINARY, DECIMAL, Plan, UniformSweep, format_bytes
+from revolve.actions import ADVANCE, LOAD, RECORD, REVERSE, SAVE, Report, Schedule
+from revolve.budget import BINARY, DECIMAL, Plan, Prices, UniformSweep, format_bytes, prices_of
+from revolve.compare import Priced
+from revolve.hierarchy import HRevolve
 from revolve.trace import Tape, Trace, trace
 
 COLORS = {ADVANCE: "#0072b2", RECORD: "#d55e00", REVERSE: "#009e73"}
@@ -22,14 +24,19 @@ LABELS = {ADVANCE: "advance", RECORD: "record", REVERSE: "reverse"}
 TIERS = ("#b8b8b8", "#8fb8de", "#c9a3d4", "#a8c98f", "#e0c068")
 """The colour of states kept in each tier, the fastest first; then over again."""
 TAPE = "#f2c7a5"
+MOVED = {SAVE: "#111111", LOAD: "#c2185b"}
+"""Writes and reads that take time."""
 ACCENT = "#d55e00"
 
 
-def draw(schedule: Schedule, steps: int) -> Figure:
-    """A schedule in time: steps across, time downward, the life of each kept state; beside it the slots, one by one."""
-    traced = trace(schedule, steps)
+def draw(schedule: Schedule, steps: int, prices: Prices | None = None) -> Figure:
+    """A schedule in time: steps across, time downward, the life of each kept state; beside it the slots, one by one.
+
+    With ``prices`` time is theirs, and a write or a read that costs something is drawn where the chain waits for it.
+    """
+    traced = trace(schedule, steps, prices)
     lanes = sum(traced.slots.values())
-    height = 3.4 + 5.2 * min(1.0, traced.time / 90)
+    height = 3.4 + 5.2 * min(1.0, sum(move.stop - move.start for move in traced.moves) / 90)
     figure = Figure(figsize=(10, height), layout="constrained")
     if lanes:
         share = min(0.5, 0.07 + 0.035 * lanes)
@@ -42,16 +49,18 @@ def draw(schedule: Schedule, steps: int) -> Figure:
     report = schedule.price(steps)
     head = textwrap.wrap(str(schedule), 100, max_lines=2)
     runs = f"{steps} steps, {report.plain_runs} plain and {report.recorded_runs} recorded runs, "
-    head.append(f"{runs}at most {report.most_runs} of one step{_moved(report)}")
+    head += [f"{runs}at most {report.most_runs} of one step", *_moved(report)]
+    if prices:
+        main.set_ylabel("time (at the prices given)")
     main.set_title("\n".join(head), fontsize=10, loc="left")
     _legend(figure, traced)
     return figure
 
 
-def _moved(report: Report) -> str:
-    if len(report.tiers) < 2:
-        return ""
-    return "; " + ", ".join(f"tier {k}: {tier.saves} writes, {tier.loads} reads" for k, tier in report.tiers.items())
+def _moved(report: Report) -> list[str]:
+    """A line on the tiers, if there are several."""
+    told = [f"tier {k}: {tier.saves} writes, {tier.loads} reads" for k, tier in report.tiers.items()]
+    return ["; ".join(told)] if len(told) > 1 else []
 
 
 def _moves(axes: Axes, traced: Trace) -> None:
@@ -71,6 +80,9 @@ def _moves(axes: Axes, traced: Trace) -> None:
             if move.verb == verb
         ]
         axes.add_collection(LineCollection(lines, colors=color, linewidths=width, capstyle="round", zorder=2 + verb))
+    waits = [[(wait.step, wait.begin), (wait.step, wait.end)] for wait in traced.waits]
+    colors = [MOVED[wait.verb] for wait in traced.waits]
+    axes.add_collection(LineCollection(waits, colors=colors, linewidths=max(2.0, width), capstyle="butt", zorder=5))
     axes.set_xlim(-0.02 * traced.steps - 0.2, traced.steps * 1.02 + 0.2)
     axes.set_xlabel("step")
     axes.set_ylabel("time (runs of one step)")
@@ -113,12 +125,57 @@ def _legend(figure: Figure, traced: Trace) -> None:
     handles = [
         Line2D([], [], color=COLORS[verb], linewidth=2, label=LABELS[verb]) for verb in COLORS if verb in present
     ]
+    for verb, name in ((SAVE, "write"), (LOAD, "read")):
+        if any(wait.verb == verb for wait in traced.waits):
+            handles.append(Line2D([], [], color=MOVED[verb], linewidth=3, label=name))
     for tier in traced.slots:
-        where = f" in tier {tier}" if len(traced.slots) > 1 or tier else ""
-        handles.append(Line2D([], [], color=_color(tier), linewidth=6, label=f"state kept{where} (number: its step)"))
+        where = f"state in tier {tier}" if len(traced.slots) > 1 or tier else "state kept (number: its step)"
+        handles.append(Line2D([], [], color=_color(tier), linewidth=6, label=where))
     if _kept_tapes(traced):
         handles.append(Line2D([], [], color=TAPE, linewidth=6, label="tape kept"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    columns = len(handles) if len(handles) < 7 else -(-len(handles) // 2)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def priced(made: Mapping[str, Sequence[Priced]], steps: int, state_bytes: int = 0, *, decimal: bool = False) -> Figure:
+    """Time against memory: the ways of :func:`revolve.compare.priced_sweep`, both axes logarithmic."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    looks = zip(("0.45", COLORS[ADVANCE], COLORS[RECORD]), ("--", "-", ":"), ("s", "o", "^"), strict=True)
+    for (name, rows), (color, line, marker) in zip(made.items(), looks, strict=True):
+        slots, costs = [row.slots for row in rows], [row.cost for row in rows]
+        axes.plot(slots, costs, color=color, linestyle=line, marker=marker, markersize=4, linewidth=1.4, label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _plain_numbers(axes.xaxis, axes.yaxis)
+    axes.set_xlabel("slots in memory (states kept at once, x_0 among them)")
+    axes.set_ylabel("time (runs, writes and reads at their prices)")
+    best = made["with a disk"][0].schedule
+    head = textwrap.wrap(f"Time against memory: {steps} steps, {prices_in_words(best)}", 90)
+    axes.set_title("\n".join(head), fontsize=11, loc="left")
+    axes.grid(alpha=0.25, which="both", linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    if state_bytes:
+        unit, factor = _unit(state_bytes * max(row.slots for row in made["with a disk"]), decimal)
+        scale = state_bytes / factor
+
+        def memory(slots: Any) -> Any:
+            return slots * scale
+
+        def slots_of(memory: Any) -> Any:
+            return memory / scale
+
+        above = axes.secondary_xaxis("top", functions=(memory, slots_of))
+        above.set_xlabel(f"kept states ({unit})")
+        _plain_numbers(above.xaxis)
+    return figure
+
+
+def prices_in_words(schedule: Schedule) -> str:
+    prices = prices_of(schedule)
+    slots = f"{schedule.tiers[-1].slots} slots on disk" if isinstance(schedule, HRevolve) else "an unlimited disk"
+    return f"{slots}, a write {prices.write[-1]:g}, a read {prices.read[-1]:g}, a run {prices.step:g}"
 
 
 def sweep(plans: Sequence[Plan], *, decimal: bool = False) -> Figure:

@@ -1,6 +1,7 @@
 """A schedule laid out in time: when each range runs, and how long each kept state and each tape lives.
 
-One run of a step, and one transpose of a step, take one unit of time; moving states takes none.
+One run of a step, and one transpose of a step, take one unit of time, and moving states takes none, unless prices say
+otherwise.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from revolve.actions import ADVANCE, DROP, RECORD, REVERSE, SAVE, Schedule, both_sweeps
+from revolve.budget import Prices
 
 
 class Move(NamedTuple):
@@ -18,8 +20,18 @@ class Move(NamedTuple):
     verb: int
     start: int
     stop: int
-    begin: int
-    end: int
+    begin: float
+    end: float
+
+
+class Wait(NamedTuple):
+    """A state on its way into a tier or out of it, from one time to another."""
+
+    verb: int
+    step: int
+    tier: int
+    begin: float
+    end: float
 
 
 class Life(NamedTuple):
@@ -28,16 +40,16 @@ class Life(NamedTuple):
     step: int
     tier: int
     slot: int
-    begin: int
-    end: int
+    begin: float
+    end: float
 
 
 class Tape(NamedTuple):
     """What one recorded step left, until it is reversed."""
 
     step: int
-    begin: int
-    end: int
+    begin: float
+    end: float
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,10 @@ class Trace:
     moves: tuple[Move, ...]
     lives: tuple[Life, ...]
     tapes: tuple[Tape, ...]
+    waits: tuple[Wait, ...] = ()
 
     @property
-    def time(self) -> int:
+    def time(self) -> float:
         return self.moves[-1].end if self.moves else 0
 
     @property
@@ -60,29 +73,48 @@ class Trace:
         return dict(sorted(needed.items()))
 
 
-def trace(schedule: Schedule, steps: int) -> Trace:
+def trace(schedule: Schedule, steps: int, prices: Prices | None = None) -> Trace:
     """Both sweeps of a schedule, laid out in time. A state takes the lowest slot that is free."""
     moves: list[Move] = []
+    waits: list[Wait] = []
     lives: list[Life] = []
     tapes: list[Tape] = []
-    held: dict[tuple[int, int], tuple[int, int]] = {}
-    recorded: dict[int, int] = {}
-    now = 0
+    held: dict[tuple[int, int], tuple[int, float]] = {}
+    recorded: dict[int, float] = {}
+    now: float = 0
     for verb, a, b in both_sweeps(schedule, steps):
+        lasts = _duration(verb, b, prices)
         if verb in (ADVANCE, RECORD, REVERSE):
-            moves.append(Move(verb, a, b, now, now + b - a))
+            end = now + (b - a) * lasts
+            moves.append(Move(verb, a, b, now, end))
             if verb == RECORD:
-                recorded |= {step: now + step - a for step in range(a, b)}
+                recorded |= {step: now + (step - a) * lasts for step in range(a, b)}
             elif verb == REVERSE:
-                tapes += (Tape(step, recorded.pop(step), now + b - step) for step in reversed(range(a, b)))
-            now += b - a
-        elif verb == SAVE:
+                tapes += (Tape(step, recorded.pop(step), now + (b - step) * lasts) for step in reversed(range(a, b)))
+            now = end
+        elif lasts:
+            waits.append(Wait(verb, a, b, now, now + lasts))
+            now += lasts
+        if verb == SAVE:
             taken = {slot for (_, tier), (slot, _) in held.items() if tier == b}
-            held[a, b] = next(slot for slot in range(len(taken) + 1) if slot not in taken), now
+            held[a, b] = next(slot for slot in range(len(taken) + 1) if slot not in taken), now - lasts
         elif verb == DROP:
             slot, begin = held.pop((a, b))
             lives.append(Life(a, b, slot, begin, now))
-    return Trace(steps, tuple(moves), tuple(sorted(lives)), tuple(tapes))
+    return Trace(steps, tuple(moves), tuple(sorted(lives)), tuple(tapes), tuple(waits))
+
+
+def _duration(verb: int, tier: int, prices: Prices | None) -> float:
+    """Of one step, or of one state on its way."""
+    if prices is None:
+        return int(verb in (ADVANCE, RECORD, REVERSE))
+    if verb == ADVANCE:
+        return prices.step
+    if verb == RECORD:
+        return prices.step if prices.record is None else prices.record
+    if verb == REVERSE:
+        return prices.reverse or prices.step
+    return dict(enumerate(prices.write if verb == SAVE else prices.read)).get(tier, 0.0) if verb != DROP else 0.0
 
 
 def letters(trace: Trace) -> str:

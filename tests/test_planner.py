@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from typing import Any
 
 import numpy as np
 import pytest
-from revolve_cases import chain
+from revolve_cases import chain, members
 
 from revolve import (
     Binomial,
+    BudgetError,
     Differing,
     DiskRevolve,
     HRevolve,
+    Load,
     Memory,
     Mixed,
     Online,
     PeriodicDisk,
+    Plan,
     Prices,
     Run,
+    Save,
+    Schedule,
     Storage,
     StoreAll,
     beta,
+    both_sweeps,
     calibrate,
     extra_steps,
     plan,
@@ -119,3 +127,68 @@ def test_a_plan_over_tiers_runs() -> None:
 def test_a_wrong_plan_is_named_with_a_way_out(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         plan(**arguments)
+
+
+@pytest.mark.parametrize("schedule", members(), ids=str)
+def test_every_schedule_says_why(schedule: Schedule) -> None:
+    text = Plan(17, schedule, 10, 20).explain()
+    assert text.startswith(f"{schedule} reverses 17 steps")
+    assert re.search(r"\. (No |Only|Every|The |Binomial|A file)", text), text
+
+
+def test_a_plan_says_what_the_memory_left_to_choose_from() -> None:
+    sizes: dict[str, Any] = {"steps": 100, "state_bytes": 10, "tape_bytes": 50}
+    assert "100 tapes fit the budget." in plan(**sizes, budget=5000).explain()
+    assert "All tapes at once would take 4.89 KiB; the budget leaves room for 5 states beside one tape." in (
+        plan(**sizes, budget=100).explain()
+    )
+    tiers = [Storage(100), Storage(1000, 1.0, 1.0)]
+    assert (
+        "It is the cheapest here: Binomial(slots=5) 416 s would be predicted." in plan(**sizes, tiers=tiers).explain()
+    )
+
+
+def test_a_budget_that_is_too_small_knows_the_smallest_that_works() -> None:
+    wrong: list[dict[str, Any]] = [
+        {"steps": 9, "budget": 100, "state_bytes": 60, "tape_bytes": 70},
+        {"steps": None, "budget": 100, "state_bytes": 60, "tape_bytes": 70},
+        {"costs": (1, 2, 1), "budget": 100, "state_bytes": (90, 60, 60), "tape_bytes": (80, 80, 80)},
+        {"steps": 9, "tiers": [Storage(100)], "state_bytes": 60, "tape_bytes": 70},
+    ]
+    for arguments in wrong:
+        with pytest.raises(BudgetError) as caught:
+            plan(**arguments)
+        smallest = caught.value.smallest
+        assert f"give at least {smallest} bytes" in str(caught.value)
+        assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+        enough = {"tiers": [Storage(smallest)]} if "tiers" in arguments else {"budget": smallest}
+        plan(**arguments | enough)
+
+
+def test_traffic_is_counted_in_bytes() -> None:
+    made = plan(steps=250, tiers=[Storage(50), Storage(70, 10.0, 10.0)], state_bytes=10, tape_bytes=20)
+    tiers = made.report.tiers
+    assert made.traffic == {k: (10 * tier.saves, 10 * tier.loads) for k, tier in tiers.items()}
+    costs, states = (1, 5, 20, 20, 1, 5), (3, 1, 5, 8, 1, 5)
+    differing = plan(costs=costs, budget=8, state_bytes=states)
+    actions = list(both_sweeps(differing.schedule, 6))
+    written, read = (sum(states[a[1]] for a in actions if isinstance(a, verb)) for verb in (Save, Load))
+    assert differing.traffic == {0: (written, read)}
+    given = plan(steps=30, slots=4, state_bytes=10, given=True)
+    assert given.traffic == {0: (10 * (given.report.saves - 1), 10 * given.report.loads)}
+
+
+def test_states_on_kept_tapes_take_no_bytes() -> None:
+    made = plan(steps=60, budget=100, state_bytes=10, tape_bytes=20, mixed=True, holds_end=True)
+    assert made.schedule == Mixed(8, 1, 2, True) and 1 in made.report.tiers
+    assert list(made.tier_bytes) == [0] and made.bytes <= 100
+    assert "Tier 1" not in made.explain()
+    without = plan(steps=60, budget=100, state_bytes=10, tape_bytes=20, mixed=True)
+    assert made.report.plain_runs < without.report.plain_runs
+
+
+def test_a_chain_too_long_for_mixed_tables_keeps_states_alone() -> None:
+    made = plan(steps=10**6, budget=10**6, state_bytes=1000, tape_bytes=30_000, mixed=True)
+    assert isinstance(made.schedule, Binomial)
+    equal = plan(steps=10**5, budget=10**6, state_bytes=1000, tape_bytes=1000, mixed=True)
+    assert equal.schedule == Mixed(999) and equal.bytes <= 10**6

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from matplotlib.image import imread
+from revolve_cases import members
 
-from revolve import Binomial, both_sweeps
+from revolve import Binomial, Differing, Prices, Schedule, both_sweeps
 from revolve.cli import main, slot_numbers
 from revolve.trace import letters, trace
 
@@ -147,6 +148,47 @@ def test_a_trace_keeps_the_time_and_the_slots_of_the_price() -> None:
             assert all(other.end <= life.begin or life.end <= other.begin for other in others)
 
 
+@pytest.mark.parametrize("schedule", [s for s in members() if not isinstance(s, Differing)], ids=str)
+def test_a_trace_at_prices_takes_what_the_plan_costs(schedule: Schedule) -> None:
+    prices = Prices(2.0, 3.0, 5.0, write=(0.0, 7.0, 11.0), read=(0.5, 13.0, 17.0))
+    for steps in (1, 2, 13):
+        assert trace(schedule, steps, prices).time == prices.seconds(schedule.price(steps))
+
+
+def test_any_schedule_is_priced_counted_and_shown_beside_simpler_ones(capsys: Capture) -> None:
+    text = said(capsys, "plan -n 250 --schedule hrevolve --tiers 3,7:10:10")
+    assert re.search(r"priced +counted +Multistage +Binomial\(slots=3\)", text)
+    assert re.search(r"cost +1290 +1290 +\d+ +\d+", text)
+    text = said(capsys, "plan -n 100 --schedule bisection")
+    assert re.search(r"plain runs +356 +356 +280", text) and "Binomial would make 280 plain runs" in text
+    facts = told(capsys, "plan -n 60 --schedule disk -c 2 --write-cost 9 --read-cost 1")
+    assert facts["tiers"]["1"] == {"saves": 5, "loads": 10, "peak_slots": 5} and facts["extra_steps"] == 150
+
+
+def test_several_memories_become_the_cheapest_plan(capsys: Capture) -> None:
+    sizes = "--state 8MB --tape 40MB --step-seconds 0.01"
+    text = said(capsys, f"plan -n 1000 --memories 128MB,2GB:0.004:0.004 {sizes}")
+    assert text.startswith("HRevolve(") and "It is the cheapest here: Binomial(slots=11) 45.5 s" in " ".join(
+        text.split()
+    )
+    assert told(capsys, f"plan -n 100 --memories 128MB,any:0.004:0.004 {sizes}")["schedule"].startswith("DiskRevolve(")
+    text = said(capsys, "plan -n 1000 --budget 512MiB --state 8MB --tape 40MB --mixed")
+    assert text.startswith("Mixed(slots=62, state=1, tape=5")
+
+
+def test_time_against_memory_has_the_published_optimum_in_its_row(capsys: Capture) -> None:
+    rows = told(capsys, "sweep -n 250 -c 1:12 --write-cost 10 --read-cost 10 --disk 7")
+    assert list(rows) == ["memory alone", "with a disk", "prices ignored"]
+    assert rows["with a disk"][2]["cost"] == 1290
+    for alone, best, ignorant in zip(*rows.values(), strict=True):
+        assert best["cost"] <= min(alone["cost"], ignorant["cost"])
+    rows = told(capsys, "sweep -n 60 -c 2 --write-cost 9 --read-cost 1")
+    assert [row["cost"] for (row,) in rows.values()] == [440, 265, 280]
+    assert re.search(
+        r"2 +440 +265 +280 +150 +5 +5 +10 +39.8 %", said(capsys, "sweep -n 60 -c 2 --write-cost 9 --read-cost 1")
+    )
+
+
 def test_uniform_checkpoints_are_tabled_with_what_they_save(capsys: Capture) -> None:
     rows = {row["steps"]: row for row in told(capsys, "table")}
     assert [round(rows[n]["saved"], 1) for n in (16, 64, 144, 256, 1024)] == [50, 75, 83.3, 87.5, 93.8]
@@ -175,6 +217,10 @@ PICTURES = [
     "draw -n 40 --schedule mixed -c 6",
     "draw -n 40 --schedule stages -c 6 --stages 2",
     "draw -n 6 --schedule differing --costs 1,5,20,20,1,5 --states 3,1,5,8,1,5 --budget 8",
+    "draw -n 40 --schedule multistage --memory 2 --disk 2 --write-cost 5 --read-cost 5",
+    "draw -n 40 --schedule mixed -c 6 --tape-slots 2 --holds-end yes",
+    "sweep -n 100 -c 1:20 --write-cost 5 --read-cost 5 --disk 4",
+    "sweep -n 100 -c 1:20 --write-cost 5 --read-cost 5 --state 8MB",
     "sweep -n 1000 -c 1:50",
     "sweep -n 1000 -c 1:50 --state 8MB --tape 40MB",
     "sweep -n 20 -c 1:40",
@@ -203,7 +249,7 @@ BAD = {
     "": "usage: revolve",
     "plan": "the following arguments are required: -n/--steps",
     "plan -n x -c 2": "argument -n/--steps: invalid int value: 'x'",
-    "plan -n 100": "how much memory? give either -c, for instance -c 3, or --budget with --state and --tape",
+    "plan -n 100": "how much memory? give either -c, for instance -c 3, or --budget or --memories, with --state and --tape",
     "plan -n 100 -c 3 --budget 1MB": "how much memory? give either -c",
     "plan -n 100 -c 0": "slots=0 cannot reverse 100 steps; give at least 1",
     "plan -n 100 -c two": "--slots two is not a number",
@@ -224,7 +270,15 @@ BAD = {
     "draw -n 10 --schedule all -c 3": "-c 3 says nothing to the all schedule; leave it out, or take",
     "draw -n 10 -c 3 --every 3": "--every 3 says nothing to the binomial schedule; leave it out, or take periodic",
     "draw -n 10 --schedule hrevolve": "the hrevolve schedule needs --tiers: slots:write:read of each tier",
-    "draw -n 10 --schedule hrevolve --tiers x": "argument --tiers: invalid tier_list value: 'x'",
+    "draw -n 10 --schedule hrevolve --tiers x": "argument --tiers: 'x' is no list of tiers; give slots:write:read",
+    "draw -n 10 --schedule selected --kept a": "argument --kept: 'a' is no list of numbers; give for instance 4,8,12",
+    "draw -n 10 --schedule mixed -c 3 --holds-end maybe": "argument --holds-end: 'maybe' is neither; give yes or no",
+    "plan -n 10 -c 3 --every 3": "--every says nothing without --schedule; leave it out, or name a schedule",
+    "plan -n 10 --memories 1MB": "--memories 1MB needs --state and --tape",
+    "plan -n 10 --memories 1MB:x:2 --state 1 --tape 1": "--memories 1MB:x:2 is no memory; give a size",
+    "plan -n 10 --memories 1KB --state 1MB --tape 1MB": "give at least 2000000 bytes",
+    "sweep -n 100 -c 1:5 --write-cost 3": "time against memory needs --write-cost and --read-cost",
+    "sweep -n 100 -c 1:5 --write-cost -3 --read-cost 1": "write=-3.0 is not a price; give 0 or more",
     "compare -n 48 --block 0 --slots 12": "block=0 is too small; give at least 1",
     "compare -n 48 --block 4 --slots 0": "slots=0 cannot reverse 48 steps; give at least 1",
     "table -n 16,x": "--steps x is not a number",
