@@ -128,6 +128,8 @@ class Recorded(NamedTuple):
 
     leaves: State
     steps: list[Step]
+    fresh: bool
+    """Whether these steps were never run plainly, so that nothing is known yet about what they use."""
 
 
 class TooManyTapes(Exception):
@@ -176,7 +178,9 @@ class AutogradStepper:
                 first = k >= self.frontier
                 step = self.program.step(self.captured.plain, k, state, False, first)
                 if first:
-                    self._first_time(k, state, step, ())
+                    if self.tracking and any(x.requires_grad for x in _results(step)):
+                        self._name_the_missing(k, state)
+                    self._first_time(k, step)
                 state = _settled(step.state)
                 if first and self.tracking:
                     self.marks.note(k + 1, state)
@@ -201,15 +205,15 @@ class AutogradStepper:
             for k in range(start, stop):
                 if self.most_tapes is not None and k >= self.most_tapes:
                     raise TooManyTapes(state, k)
-                if leaves is None or len(tape[-1].steps) == BLOCK:
-                    leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)
-                    tape.append(Recorded(leaves, []))
-                    if k >= self.frontier:
-                        self.cuts.update((x, True) for x in leaves if x.requires_grad)
                 first = k >= self.frontier
+                if leaves is None or len(tape[-1].steps) == BLOCK or tape[-1].fresh != first:
+                    leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)
+                    tape.append(Recorded(leaves, [], first))
+                    if first:
+                        self.cuts.update((x, True) for x in leaves if x.requires_grad)
                 step = self._recorded_step(k, leaves)
                 if first:
-                    self._first_time(k, state, step, leaves)
+                    self._first_time(k, step)
                 tape[-1].steps.append(step)
                 state = _settled(step.state)
                 (self.marks.note if first else self.marks.compare)(k + 1, state)
@@ -250,8 +254,10 @@ class AutogradStepper:
 
     def _transpose(self, block: Recorded, cotangent: Cotangent) -> Cotangent:
         """One vector-Jacobian product; the running sums are seeded, so that each use adds to them in turn."""
-        leaves, steps = block
+        leaves, steps, fresh = block
         self.reversed -= len(steps)
+        if fresh and self.tracking:
+            self._check_leaves(block)
         roots: list[Tensor] = []
         seeds: list[Tensor] = []
         for x, seed in zip(steps[-1].state, cotangent, strict=True):
@@ -282,26 +288,32 @@ class AutogradStepper:
         self.sums = list(gradients)
         return result
 
-    def _first_time(self, k: int, state: State, step: Step, leaves: State) -> None:
-        """Emit the outputs of a step that runs for the first time, after making sure that nothing was missed."""
-        results = _results(step)
-        if self.tracking and any(x.requires_grad for x in results):
-            known = {id(x) for x in (*leaves, *step.inputs, *(self.captured.leaves if leaves else ()))}
-            found = leaves_behind(results, [x.grad_fn for x in leaves])
-            if not found.keys() <= known:
-                self._name_the_missing(k, state, [x for key, x in found.items() if key not in known])
+    def _first_time(self, k: int, step: Step) -> None:
+        """Emit the outputs of a step that runs for the first time."""
         for index, values in step.outputs:
             self.outputs.put(index, values)
         self.frontier = k + 1
         if self.tick is not None:
             self.tick(k + 1)
 
-    def _name_the_missing(self, k: int, state: State, unknown: list[Tensor]) -> None:
-        """Something unknown requires grad: run the step again and watch. Leaves that the step makes itself are fine."""
+    def _check_leaves(self, block: Recorded) -> None:
+        """Follow the graph of steps that were never run plainly to its leaves, to make sure that nothing was missed."""
+        leaves, steps, _ = block
+        known = {id(x) for x in (*leaves, *self.captured.leaves, *(x for step in steps for x in step.inputs))}
+        found = leaves_behind([x for step in steps for x in _results(step)])
+        unknown = [x for key, x in found.items() if key not in known]
         for x in unknown:
             if x in self.cuts:  # the state of an earlier step
                 refuse_kept(x, self.program.label)
-        with Touched([*state, *self.captured.without, *self.captured.constants]) as touched:
+        if unknown:
+            states = [leaves, *(step.state for step in steps)]
+            for k, state in enumerate(states[:-1], self.reversed):
+                with torch.no_grad():
+                    self._name_the_missing(k, tuple(x.detach().contiguous() for x in state))
+
+    def _name_the_missing(self, k: int, state: State) -> None:
+        """Something unknown requires grad: run the step again and watch. Leaves that the step makes itself are fine."""
+        with torch.enable_grad(), Touched([*state, *self.captured.without, *self.captured.constants]) as touched:
             step = self.program.step(self.captured.plain, k, state, False)
         missing = [x for x in leaves_behind(_results(step)).values() if x not in touched.inside]
         if missing:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoint.tensors import UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
 
@@ -67,19 +68,12 @@ class _Listening(TorchFunctionMode):
     def __init__(self, known: dict[int, Tensor]) -> None:
         super().__init__()
         self.known, self.unknown = dict(known), dict[int, Tensor]()
+        self._made = WeakIdKeyDictionary()
+        """Weakly, so that listening takes no memory."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        known = self.known
-        for x in args if kwargs is None else (*args, *kwargs.values()):
-            if isinstance(x, Tensor):
-                if id(x) not in known:
-                    self.unknown[id(x)] = x
-            elif isinstance(x, (list, tuple, dict)):
-                self.unknown.update((id(y), y) for y in tensors_in((x,)) if id(y) not in known)
+        given = args if kwargs is None else (*args, *kwargs.values())
+        self.unknown.update((id(x), x) for x in tensors_in(given) if id(x) not in self.known and x not in self._made)
         result = function(*args, **kwargs) if kwargs else function(*args)
-        if isinstance(result, Tensor):
-            if id(result) not in self.unknown:
-                known[id(result)] = result
-        elif isinstance(result, (list, tuple, dict)):
-            known.update((id(y), y) for y in tensors_in((result,)) if id(y) not in self.unknown)
+        self._made.update((x, True) for x in tensors_in((result,)) if id(x) not in self.unknown)
         return result

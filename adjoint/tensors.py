@@ -389,10 +389,10 @@ def is_plain(x: Tensor) -> bool:
     return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
-def leaves_behind(results: Iterable[Tensor], until: Iterable[Any] = ()) -> dict[int, Tensor]:
-    """The leaves of torch's graph that these results depend on; the graph is not followed beyond the nodes ``until``."""
+def leaves_behind(results: Iterable[Tensor]) -> dict[int, Tensor]:
+    """The leaves of torch's graph that these results depend on."""
     found = {id(x): x for x in results if x.grad_fn is None and x.requires_grad}
-    seen = {*until, None}
+    seen: set[Any] = {None}
     stack: list[Any] = [x.grad_fn for x in results if x.grad_fn not in seen]
     seen.update(stack)
     while stack:

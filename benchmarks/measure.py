@@ -30,19 +30,35 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def interleaved(runs: Sequence[Callable[[], object]], *, repeats: int, device: str) -> list[float]:
-    """Median seconds of each, run in turn so that a slow moment of the machine meets all of them."""
+@dataclass(frozen=True)
+class Times:
+    """Seconds of several programs, run in turn so that a slow moment of the machine meets all of them."""
+
+    seconds: list[list[float]]
+
+    def of(self, which: int) -> float:
+        return statistics.median(self.seconds[which])
+
+    def ratio(self, one: int, other: int) -> float:
+        """The median of the ratios of the same round."""
+        return statistics.median(a / b for a, b in zip(self.seconds[one], self.seconds[other], strict=True))
+
+
+def interleaved(runs: Sequence[Callable[[], object]], *, repeats: int, device: str) -> Times:
+    """On the CPU the time of the processor, which other programs disturb least; elsewhere that of the clock."""
+    on_device = device.startswith("cuda")
+    clock = time.perf_counter if on_device else time.process_time
     times: list[list[float]] = [[] for _ in runs]
     for run in runs:
         run()
     for _ in range(repeats):
         for run, found in zip(runs, times, strict=True):
             _wait(device)
-            start = time.perf_counter()
+            start = clock()
             run()
             _wait(device)
-            found.append(time.perf_counter() - start)
-    return [statistics.median(x) for x in times]
+            found.append(clock() - start)
+    return Times(times)
 
 
 def _wait(device: str) -> None:
