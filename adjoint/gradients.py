@@ -13,7 +13,7 @@ from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
 from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats
-from adjoint.tensors import State
+from adjoint.tensors import State, differentiable
 from adjoint.timeline import SolveError
 
 
@@ -57,7 +57,7 @@ def _find_steps(problem: Problem) -> tuple[int, SolveError | None]:
 def _collected(found: dict[Index, State], count: int) -> list[Tensor]:
     """Values by index; what a failed solve did not reach is not a number."""
     some = next(iter(found.values()), ())
-    beyond = tuple(torch.full_like(x, torch.nan) for x in some)
+    beyond = tuple(torch.full_like(x, torch.nan if differentiable(x) else 0) for x in some)
     rows = (found.get(j) or beyond for j in range(count))
     outputs = [torch.stack(column) for column in zip(*rows, strict=True)]
     several = [(index, values) for index, values in found.items() if isinstance(index, tuple)]

@@ -838,7 +838,8 @@ def test_a_scan_refuses_it_too(name: str) -> None:
             scan(lambda c, x: (f(x, c), c), numbers(3), numbers(4), slots=slots)  # noqa: B023
         f, wanted = LATE_REFUSED[name]()
         with pytest.raises(UntrackedTensorError, match="gradient would be lost"):
-            scan(lambda c, x: (f(x, c), c), numbers(3), torch.linspace(0, 1, 5), slots=slots)  # noqa: B023
+            _, ys = scan(lambda c, x: (f(x, c), c), numbers(3), torch.linspace(0, 1, 5), slots=slots)  # noqa: B023
+            ys.sum().backward()
         assert wanted
 
 
