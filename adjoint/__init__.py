@@ -7,6 +7,7 @@ from adjoint.odeint import odeint, odeint_adjoint
 from adjoint.problem import Stats
 from adjoint.scan import scan
 from adjoint.solve import Solution, solve
+from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import UntrackedTensorError
 from adjoint.tiers import Device, Files, Host
@@ -16,6 +17,8 @@ __all__ = [
     "CONTROLLERS",
     "GRADIENTS",
     "METHODS",
+    "MULTISTEP",
+    "Adams",
     "Backprop",
     "Backsolve",
     "Controller",

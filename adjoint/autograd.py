@@ -152,6 +152,9 @@ class AutogradStepper:
         self.plain_runs = self.recorded_runs = 0
         self.most_tapes: int | None = None
         self.tick: Callable[[int], None] | None = None
+        self.block = BLOCK
+        self.reversing: Callable[[int, State, Cotangent, Cotangent], None] | None = None
+        """Called before each transpose, in blocks of one step."""
         self.tracking = torch.is_grad_enabled()
         """Whether anybody will want a gradient; if not, nothing is checked."""
         self.cotangents: Cotangent = []
@@ -206,7 +209,7 @@ class AutogradStepper:
                 if self.most_tapes is not None and k >= self.most_tapes:
                     raise TooManyTapes(state, k)
                 first = k >= self.frontier
-                if leaves is None or len(tape[-1].steps) == BLOCK or tape[-1].fresh != first:
+                if leaves is None or len(tape[-1].steps) == self.block or tape[-1].fresh != first:
                     leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)
                     tape.append(Recorded(leaves, [], first))
                     if first:
@@ -258,6 +261,8 @@ class AutogradStepper:
         self.reversed -= len(steps)
         if fresh and self.tracking:
             self._check_leaves(block)
+        if self.reversing is not None:
+            self.reversing(self.reversed, steps[-1].state, cotangent, self.sums)
         roots: list[Tensor] = []
         seeds: list[Tensor] = []
         for x, seed in zip(steps[-1].state, cotangent, strict=True):
@@ -419,6 +424,21 @@ class Reversal(Protocol):
         ...
 
     def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]: ...
+
+
+@dataclass
+class Filled:
+    """A reversal whose cotangents are zeros where the results do not depend on an input."""
+
+    reversal: Reversal
+    inputs: Sequence[Tensor]
+
+    def check(self) -> None:
+        self.reversal.check()
+
+    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
+        found = self.reversal.reverse(of_outputs, of_state)
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.inputs, strict=True)]
 
 
 class _Join(torch.autograd.Function):

@@ -7,8 +7,9 @@ The gradient agrees with the discrete one only in the limit of small steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,12 @@ from adjoint.autograd import Ambient, AutogradStepper, Cotangent, join
 from adjoint.captured import Captured
 from adjoint.discrete import run_plainly
 from adjoint.kept import heard
+from adjoint.methods import NAMED, Method, program_of
+from adjoint.names import named
 from adjoint.probe import probe
 from adjoint.problem import Outcome, Problem, Stats
-from adjoint.steppers.explicit import ExplicitProgram, Tolerance, explicit_program
-from adjoint.tensors import State, Structure
+from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, root_mean_square
+from adjoint.tensors import State, Structure, leaves_of
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,19 @@ class Backsolve:
     the gradient can then be wrong in every digit. Tolerances default to those of the forward solve.
     """
 
-    rtol: float | None = None
-    atol: float | None = None
+    rtol: Any = None
+    atol: Any = None
+    method: str | Method | None = None
+    """Of the backward solve; None: that of the forward one."""
+    norm: str | Callable[[State], Any] | None = None
+    """How large a scaled error is. None: the largest among state, cotangent and each parameter; "seminorm": parameters
+    do not count (Kidger, Chen & Lyons 2021, ICML); or a function of the leaves (0, y .., cotangent .., parameters ..)."""
+    control: Callable[[Callable[..., Any], State, Tensor], Control] | None = None
+    """How to step, from the augmented function, state and both times of an interval; None: as the forward solve."""
+
+    def __post_init__(self) -> None:
+        if not (self.norm is None or self.norm == "seminorm" or callable(self.norm)):
+            raise ValueError(f"norm={self.norm!r} of a backward solve is unknown; give 'seminorm', a function, or None")
 
     def __call__(self, problem: Problem) -> Outcome:
         problem.keep_nothing("backsolve")
@@ -45,7 +59,7 @@ class Backsolve:
         stepper = AutogradStepper(program, captured)
         stepper.tick = problem.tick
         state = tuple(x.detach().contiguous() for x in problem.state)
-        everything = (*problem.state, *program.inputs, *captured.tensors)
+        everything = (*problem.state[: program.leaves], *program.inputs, *captured.tensors)
         differentiable = stepper.tracking and any(x.requires_grad for x in everything)
         if differentiable:
             probe(problem, captured, state)
@@ -57,21 +71,44 @@ class Backsolve:
             values = tuple(x.detach() for x in outputs)
             for x in values:
                 captured.watch("the solution", x)
-            solve = _Backwards(program, captured, self._tolerance(program.control.tolerance), values)
-            outputs, _ = join(solve, outputs, None, everything)
+            outputs, _ = join(_Backwards(self, program, captured, values), outputs, None, everything)
         return Outcome(outputs, final, Stats(program, stepper, stepper.frontier), None, failure)
 
-    def _tolerance(self, default: Tolerance) -> Tolerance:
-        return Tolerance(self.rtol or default.rtol, self.atol or default.atol)
+    def tolerance(self, forward: Tolerance, size: int, parameters: int) -> Tolerance:
+        """Of the augmented solve: what holds for a leaf of the state holds for its cotangent, the least for parameters."""
+
+        def spread(own: Any, default: Any) -> tuple[float | Tensor, ...]:
+            given = leaves_of(default if own is None else own)
+            each = given * size if len(given) == 1 else given
+            if len(each) != size:
+                raise ValueError(
+                    f"the backward solve has {len(each)} tolerances for {size} leaves; give one, or as many"
+                )
+            least = min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in each)
+            return (*each, *each, *[least] * parameters)
+
+        rtol, atol = spread(self.rtol, forward.rtol), spread(self.atol, forward.atol)
+        return Tolerance(rtol, atol, self._measure(forward.norm, size))
+
+    def _measure(self, forward: Callable[[State], Any] | None, size: int) -> Callable[[State], Any]:
+        norm, of_state = self.norm, forward or root_mean_square
+        if callable(norm):
+            return lambda leaves: norm((torch.zeros_like(leaves[0].real).sum(), *leaves))
+
+        def measure(leaves: State) -> float:
+            found = [float(of_state(leaves[:size])), float(of_state(leaves[size : 2 * size]))]
+            return max(found + [root_mean_square((x,)) for x in leaves[2 * size :] if norm is None])
+
+        return measure
 
 
 @dataclass
 class _Backwards:
     """The augmented solve of one gradient."""
 
+    how: Backsolve
     program: ExplicitProgram
     captured: Captured
-    tolerance: Tolerance
     outputs: State
     """The solution at the asked times, by leaf."""
     ambient: Ambient = field(default_factory=Ambient)
@@ -111,18 +148,42 @@ class _Backwards:
     def _between(self, start: float, stop: float, state: State, lam: State, mu: State) -> tuple[State, State]:
         """The augmented state (y, lam, mu) from one asked time back to the one before."""
         structure, together = Structure.of((*state, *lam, *mu), "the augmented state")
-        t = torch.tensor([start, stop], dtype=self.program.time(0.0).dtype)
-        control = replace(self.program.control, tolerance=self.tolerance, grid=None, callbacks={})
-        function = (self._slopes, ())
+        size, method, control = len(state), self.how.method, self.program.control
+        if method is None:
+            method = self.program.method
+        elif isinstance(method, str):
+            method = named("method", method, NAMED)
+        t = torch.tensor([start, stop], dtype=torch.float64)
         with torch.no_grad():
-            augmented = explicit_program(self.program.tableau, t, structure, together, control)
-            augmented.begin(function, together)
+            stepping = control if self.how.control is None else self.how.control(self._slopes, together, t)
+            stepping = replace(
+                stepping if self.how.control else replace(stepping, grid=None, construct=None),
+                tolerance=self.how.tolerance(control.tolerance, size, len(mu)),
+                time_dtype=self.program.time(0.0).dtype,
+                callbacks={what: self._shown(call) for what, call in control.twins.items()},
+                twins={},
+            )
+            augmented = program_of(method, t, structure, together, stepping)
+            function, state = (self._slopes, ()), augmented.first(together)
+            augmented.begin(function, state)
             k = 0
             while k < augmented.timeline.steps or not augmented.done:
-                together = augmented.step(function, k, together, False).state
+                state = augmented.step(function, k, state, False).state
                 k += 1
-        size = len(state)
-        return together[size : 2 * size], together[2 * size :]
+        return state[size : 2 * size], state[2 * size : 2 * size + len(mu)]
+
+    def _shown(self, call: Callable[[Tensor, Any, Tensor], None]) -> Callable[[Tensor, Any, Tensor], None]:
+        """A callback of the caller's, shown (0, y, its cotangent, those of the captured tensors ..)."""
+        size, tree = len(self.outputs), self.program.structure.unflatten
+
+        def shown(t: Tensor, together: State, length: Tensor) -> None:
+            call(
+                t,
+                (torch.zeros_like(t), tree(together[:size]), tree(together[size : 2 * size]), *together[2 * size :]),
+                length,
+            )
+
+        return shown
 
     def _slopes(self, t: Tensor, together: State) -> State:
         """(f, -f_y^T lam, -f_p^T lam)."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Reversal, Sweep, TooManyTapes, join
+from adjoint.autograd import Ambient, AutogradStepper, Filled, Reversal, Sweep, TooManyTapes, join
 from adjoint.captured import Captured
 from adjoint.continued import Continuable, describe, opened
 from adjoint.memories import Memories
@@ -36,6 +36,8 @@ class Discrete:
         state = tuple(x.detach().contiguous() for x in problem.state)
         stepper = AutogradStepper(program, captured)
         stepper.tick = problem.tick
+        if problem.reversing is not None:
+            stepper.reversing, stepper.block = problem.reversing, 1
         everything = (*problem.state, *program.inputs, *captured.tensors)
         if stepper.tracking and any(x.requires_grad for x in everything):
             ambient = Ambient()
@@ -126,6 +128,8 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
     inputs = (*problem.state, *program.inputs, *stepper.captured.tensors)
     sweep = Sweep(run, stepper, stores[0], ambient)
     reversal: Reversal = MemberSweep(sweep, program) if isinstance(program, LockstepProgram) else sweep
+    if problem.zeros:
+        reversal = Filled(reversal, inputs)
     outputs, last = join(reversal, values, final if problem.wants_final else None, inputs)
     return Outcome(outputs, last, _stats(stepper, stores), plan, failure)
 

@@ -1,73 +1,23 @@
-"""``odeint`` and ``odeint_adjoint`` with torchdiffeq's signatures: change the import, and the exact gradient is there.
-
-Names mean what they mean in torchdiffeq 0.2.5 and in its repository: ``rk4`` is the 3/8 rule, fixed steps interpolate
-linearly unless ``interp="cubic"``, and the step size is controlled by the error of the last step alone.
-"""
+"""``odeint`` and its family with torchdiffeq's signatures: change the import, and the exact gradient is there."""
 
 from __future__ import annotations
 
-import inspect
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from adjoint.autograd import Cotangent, Filled, join
+from adjoint.continuous import Backsolve
 from adjoint.gradients import gradient_named
-from adjoint.names import named
+from adjoint.methods import Method, program_of
+from adjoint.options import Question, callbacks_of, control_of, method_named, tolerance_of
 from adjoint.problem import Gradient, Problem, check_memory
-from adjoint.solve import checked_times, steps_of
-from adjoint.steppers.explicit import Control, Tolerance, explicit_program
-from adjoint.tableaus import METHODS as TABLEAUS
-from adjoint.tableaus import Tableau
-from adjoint.tensors import Structure, leaves_of
-from adjoint.timeline import Controller
-
-METHODS: dict[str, Tableau] = {
-    **{name: TABLEAUS[name] for name in ("dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun")},
-    **{name: TABLEAUS[name] for name in ("euler", "midpoint", "heun2", "heun3")},
-    "rk4": TABLEAUS["rk4_38"],
-}
-
-LATER = frozenset(
-    [
-        "explicit_adams",
-        "implicit_adams",
-        "fixed_adams",
-        "scipy_solver",
-        "implicit_euler",
-        "implicit_midpoint",
-        "trapezoid",
-        "radauIIA3",
-        "radauIIA5",
-        "gl2",
-        "gl4",
-        "gl6",
-        "sdirk2",
-        "trbdf2",
-    ]
-)
-"""Names of torchdiffeq that are not here yet."""
-
-FIXED_OPTIONS = frozenset(("step_size", "grid_constructor", "interp", "perturb", "norm"))
-ADAPTIVE_OPTIONS = frozenset(
-    [
-        "first_step",
-        "safety",
-        "ifactor",
-        "dfactor",
-        "max_num_steps",
-        "min_step",
-        "max_step",
-        "jump_t",
-        "step_t",
-        "dtype",
-        "norm",
-    ]
-)
-CALLBACKS = {"step": "callback_step", "accept": "callback_accept_step", "reject": "callback_reject_step"}
+from adjoint.solve import check_args, checked_state, checked_times, steps_of
+from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
+from adjoint.tensors import Reach, State, Structure
 
 
 def odeint(
@@ -88,35 +38,17 @@ def odeint(
     as the leading dimension of its leaves, on torch's own graph, so that derivatives of any order work.
 
     Besides torchdiffeq's arguments: ``args``, and ``gradient``, ``slots``, ``budget`` as in :func:`adjoint.solve`.
-    ``rtol`` and ``atol`` are numbers, tensors that fit y0, or one of these for each leaf. ``options``: for fixed steps
-    ``step_size``, ``grid_constructor``, ``interp``, ``norm``; for controlled ones ``first_step``, ``safety``,
-    ``ifactor``, ``dfactor``, ``max_num_steps``, ``min_step``, ``max_step``, ``jump_t``, ``step_t``, ``norm``. Time is
-    kept in double precision whatever ``dtype`` says. Attributes ``callback_step``, ``callback_accept_step`` and
-    ``callback_reject_step`` of func are called with (t, y, h).
+    ``rtol`` and ``atol`` are numbers, tensors that fit y0, or one of these for each leaf. Attributes ``callback_step``,
+    ``callback_accept_step`` and ``callback_reject_step`` of func are called with (t, y, dt). Options:
+
+    - fixed steps: ``step_size``, ``grid_constructor``, ``interp``, ``perturb``; for Adams methods also ``max_order``,
+      ``max_iters``, ``implicit``;
+    - controlled ones: ``first_step``, ``safety``, ``ifactor``, ``dfactor``, ``max_num_steps``, ``min_step``,
+      ``max_step``, ``jump_t``, ``step_t``, ``dtype``, ``norm``.
     """
-    structure, state = Structure.of(y0, "y0")
-    times = checked_times(t, state)
-    check_memory(slots, budget)
-    tableau = _method(method)
     how = gradient_named(gradient)
-    if len(times) == 1:
-        return structure.unflatten([x[None] for x in state])
-    options = dict(options or {})
-    _warn_of_unused(options, tableau, method)
-    tolerance = Tolerance(_per_leaf(rtol), _per_leaf(atol), _norm(options, structure))
-    control = Control(tolerance, callbacks=_callbacks(func, tableau))
-    if tableau.adaptive:
-        control = _controlled(control, options)
-    else:
-        tableau = _interpolating(tableau, options.get("interp", "linear"))
-        control = replace(control, grid=_grid(func, y0, times, options))
-    function = (func, tuple(args))
-    start = tuple(x.detach().contiguous() for x in state)
-    program = explicit_program(tableau, times, structure, start, control)
-    outcome = how(Problem(program, function, state, steps_of(program), slots, budget))
-    if outcome.failure is not None:
-        raise outcome.failure
-    return structure.unflatten(outcome.outputs)
+    call = _Call.of(func, y0, args, method, options, (slots, budget), how)
+    return call.values(t, rtol, atol)
 
 
 def odeint_adjoint(
@@ -128,8 +60,8 @@ def odeint_adjoint(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
-    adjoint_rtol: float | None = None,
-    adjoint_atol: float | None = None,
+    adjoint_rtol: Any = None,
+    adjoint_atol: Any = None,
     adjoint_method: str | None = None,
     adjoint_options: Mapping[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
@@ -141,108 +73,137 @@ def odeint_adjoint(
     """Like :func:`odeint`, with the discrete adjoint within ``slots`` or a ``budget`` as its gradient.
 
     Nothing is solved backwards, so ``adjoint_rtol``, ``adjoint_atol``, ``adjoint_method`` and ``adjoint_options`` say
-    nothing; ``adjoint_params`` is not needed either, since the tensors that func holds are found. Pass
-    ``gradient=adjoint.Backsolve(rtol=..., atol=...)`` for the continuous adjoint, with tolerances of its own.
+    nothing, unless ``gradient="backsolve"`` asks for the continuous adjoint; ``adjoint_options={"norm": "seminorm"}``
+    then leaves the parameters out of its error. ``adjoint_params`` is not needed: the tensors that func holds are
+    found. They, and those given there, get zeros as gradients if func does not use them. Attributes
+    ``callback_step_adjoint``, .. of func are called with (t, (0, y, its cotangent, those of the parameters ..), dt).
     """
-    if gradient == "backsolve" and (adjoint_rtol is not None or adjoint_atol is not None):
-        gradient = replace(gradient_named(gradient), rtol=adjoint_rtol, atol=adjoint_atol)  # type: ignore[type-var]
-    if adjoint_method not in (None, method):
-        raise ValueError(f"adjoint_method={adjoint_method!r}: the gradient is made with the steps of method={method!r}")
-    return odeint(
-        func,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        args=args,
-        slots=slots,
-        budget=budget,
-        gradient=gradient,
-    )
+    how = gradient_named(gradient)
+    declared = tuple(x for x in adjoint_params or () if x.requires_grad)
+    call = _Call.of(func, y0, args, method, options, (slots, budget), how, zeros=True, declared=declared)
+    call = call.backwards(adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options)
+    return call.values(t, rtol, atol)
 
 
-def _method(method: str | None) -> Tableau:
-    if method is None:
-        return METHODS["dopri5"]
-    if method in LATER:
-        raise NotImplementedError(f"method={method!r} is not here yet; there are {', '.join(map(repr, METHODS))}")
-    return named("method", method, METHODS)
+class _Declared:
+    """A function, and tensors that count as its own though it may not use them."""
+
+    def __init__(self, func: Callable[..., Any], tensors: tuple[Tensor, ...]) -> None:
+        self.func, self.tensors = func, tensors
+
+    def __call__(self, *given: Any) -> Any:
+        return self.func(*given)
 
 
-def _warn_of_unused(options: Mapping[str, Any], tableau: Tableau, method: str | None) -> None:
-    unused = sorted(set(options) - (ADAPTIVE_OPTIONS if tableau.adaptive else FIXED_OPTIONS))
-    if unused:
-        warnings.warn(f"method={method!r} takes no options {unused}", stacklevel=3)
-    if options.get("perturb"):
-        raise NotImplementedError("perturb=True is not here; name the times of jumps in adjoint.solve(..., jumps=)")
+@dataclass(frozen=True)
+class _Call:
+    """What all the doors have in common."""
+
+    question: Question
+    function: tuple[Callable[..., Any], tuple[Any, ...]]
+    method: Method
+    options: Mapping[str, Any]
+    memory: tuple[int | str | None, int | str | None]
+    how: Gradient
+    zeros: bool = False
+    backward: Mapping[str, Any] = field(default_factory=dict)
+    """What a continuous adjoint does otherwise than the solve: rtol, atol, method, options."""
+
+    @classmethod
+    def of(
+        cls,
+        func: Callable[..., Any],
+        y0: Any,
+        args: tuple[Any, ...],
+        method: str | None,
+        options: Mapping[str, Any] | None,
+        memory: tuple[int | str | None, int | str | None],
+        how: Gradient,
+        zeros: bool = False,
+        declared: tuple[Tensor, ...] = (),
+    ) -> _Call:
+        structure, state = Structure.of(y0, "y0")
+        checked_state(state)
+        check_args(args)
+        check_memory(*memory)
+        known = dict(options or {})
+        found = method_named("method", method, known)
+        if state[0].is_meta and (found.adaptive or getattr(found, "implicit", False)):
+            raise ValueError(f"method={found.name!r} measures errors, and meta tensors hold none; use 'rk4'")
+        function = (_Declared(func, declared) if declared else func, tuple(args))
+        return cls(Question(func, y0, structure, state), function, found, known, memory, how, zeros)
+
+    def backwards(self, rtol: Any, atol: Any, method: str | None, options: Mapping[str, Any] | None) -> _Call:
+        """The same, with wishes for the continuous adjoint; they are read, and checked, even if it is not asked for."""
+        given = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+        if method is not None:
+            method_named("adjoint_method", method, dict(options or {}))
+        return replace(self, backward={name: value for name, value in given.items() if value is not None})
+
+    def values(self, t: Tensor, rtol: Any, atol: Any) -> Any:
+        """The solution at the times asked for."""
+        question = self.question
+        times = checked_times(t, question.state)
+        control = control_of(
+            question, self.method, tolerance_of(question, rtol, atol, self.options), self.options, times
+        )
+        if len(times) == 1:
+            return question.structure.unflatten(self._still())
+        program = self._program(times, control)
+        outcome = self._how()(self._problem(program))
+        if outcome.failure is not None:
+            raise outcome.failure
+        return question.structure.unflatten(outcome.outputs)
+
+    def _program(self, times: Tensor, control: Control) -> ExplicitProgram:
+        func = self.question.func
+        control = replace(
+            control, callbacks=callbacks_of(func, self.method), twins=callbacks_of(func, self.method, True)
+        )
+        start = tuple(x.detach().contiguous() for x in self.question.state)
+        return program_of(self.method, times, self.question.structure, start, control)
+
+    def _problem(self, program: ExplicitProgram) -> Problem:
+        slots, budget = self.memory
+        reversing = program.reversing if program.control.twins else None
+        first = program.first(self.question.state)
+        steps = steps_of(program)
+        return Problem(program, self.function, first, steps, slots, budget, zeros=self.zeros, reversing=reversing)
+
+    def _still(self) -> list[Tensor]:
+        """The first state, at the only time."""
+        state = self.question.state
+        tensors = [x for _, x in Reach(self.function, "func").requiring_grad] if self.zeros else []
+        if not tensors or not torch.is_grad_enabled():
+            return [x[None] for x in state]
+        inputs = (*state, *tensors)
+        return join(Filled(_Still(len(tensors)), inputs), [x.detach()[None].clone() for x in state], None, inputs)[0]
+
+    def _how(self) -> Gradient:
+        """The gradient, told how to step backwards if it does."""
+        how, wishes = self.how, self.backward
+        if not isinstance(how, Backsolve) or how.control is not None or how.method is not None:
+            return how
+        options = dict(wishes.get("options", {name: x for name, x in self.options.items() if name != "norm"}))
+        norm = options.pop("norm", how.norm)
+        method = method_named("adjoint_method", wishes["method"], options) if "method" in wishes else self.method
+
+        def control(func: Callable[..., Any], state: State, times: Tensor) -> Control:
+            structure, _ = Structure.of(state, "the augmented state")
+            return control_of(Question(func, state, structure, state), method, Tolerance(0.0, 1.0), options, times)
+
+        own = {name: wishes.get(name, getattr(how, name)) for name in ("rtol", "atol")}
+        return replace(how, **own, norm=norm, method=method, control=control)  # with tolerances of its own
 
 
-def _per_leaf(tolerance: Any) -> Any:
-    if isinstance(tolerance, (Tensor, float, int)):
-        return tolerance
-    return tuple(leaves_of(tolerance))
+@dataclass(frozen=True)
+class _Still:
+    """No step at all: what comes in goes out, and so many tensors are not used."""
 
+    unused: int
 
-def _norm(options: Mapping[str, Any], structure: Structure) -> Callable[[tuple[Tensor, ...]], Any]:
-    """torchdiffeq's: the root mean square of a tensor, and the largest of those of a tuple."""
-    if "norm" in options:
-        given = options["norm"]
-        return lambda leaves: given(structure.unflatten(leaves))
-    return lambda leaves: max(x.pow(2).mean().sqrt().item() if x.numel() else 0.0 for x in leaves)
+    def check(self) -> None:
+        pass
 
-
-def _controlled(control: Control, options: Mapping[str, Any]) -> Control:
-    controller = Controller(
-        proportional=0.0,
-        integral=1.0,
-        safety=float(options.get("safety", 0.9)),
-        smallest=float(options.get("dfactor", 0.2)),
-        largest=float(options.get("ifactor", 10.0)),
-        min_step=float(options.get("min_step", 0.0)),
-        max_step=float(options.get("max_step", math.inf)),
-    )
-    first = options.get("first_step")
-    stops = [float(x) for name in ("jump_t", "step_t") if options.get(name) is not None for x in options[name]]
-    return replace(
-        control,
-        dt=None if first is None else float(first),
-        max_steps=int(options.get("max_num_steps", 2**31 - 1)),
-        controller=controller,
-        jumps=tuple(stops),
-    )
-
-
-def _interpolating(tableau: Tableau, interp: str) -> Tableau:
-    if interp == "cubic":
-        return tableau
-    if interp != "linear":
-        raise ValueError(f"options interp={interp!r} is unknown; known are 'linear', 'cubic'")
-    return replace(tableau, dense=tuple((b,) for b in tableau.b), dense_order=1)
-
-
-def _grid(func: Callable[..., Any], y0: Any, t: Tensor, options: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """The times between which the steps are taken: multiples of step_size, the caller's own, or (None) those asked."""
-    step, construct = options.get("step_size"), options.get("grid_constructor")
-    if step is not None and construct is not None:
-        raise ValueError("options step_size and grid_constructor were both given; one of them makes the grid")
-    asked = t.tolist()
-    if construct is not None:
-        grid = [float(x) for x in construct(func, y0, t.detach())]
-        if grid[0] != asked[0] or grid[-1] != asked[-1]:
-            raise ValueError(f"grid_constructor gave {grid[0]} .. {grid[-1]}; it must start and stop where t does")
-        return tuple(grid)
-    if step is None:
-        return None
-    length = float(step)
-    if not length > 0:
-        raise ValueError(f"options step_size={step} is not a length of time; give a positive number")
-    count = max(1, math.ceil((abs(asked[-1] - asked[0])) / length * (1 - 1e-12)))
-    sign = 1.0 if asked[-1] > asked[0] else -1.0
-    return (*(asked[0] + sign * length * k for k in range(count)), asked[-1])
-
-
-def _callbacks(func: Callable[..., Any], tableau: Tableau) -> dict[str, Callable[[Tensor, Any, float], None]]:
-    found = {what: inspect.getattr_static(func, name, None) and getattr(func, name) for what, name in CALLBACKS.items()}
-    return {what: call for what, call in found.items() if call and (what == "step" or tableau.adaptive)}
+    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
+        return [*(None if g is None else g[0] for g in of_outputs), *[None] * self.unused]

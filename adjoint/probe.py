@@ -63,10 +63,11 @@ class Weights:
 class Nowhere(Outputs):
     """Outputs that are only weighed."""
 
-    bytes = 0
+    bytes = puts = 0
 
     def put(self, index: Index, leaves: State) -> None:
         self.bytes += bytes_of(leaves)
+        self.puts += 1
 
 
 class Unmarked(Marks):
@@ -86,7 +87,7 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     Raises if it writes to its state, draws random numbers, keeps tensors between calls, uses what was not found, or
     gives other numbers when it is run again.
     """
-    program, steps = problem.program, problem.steps
+    program = problem.program
     with unchanging(state, captured), torch.enable_grad():
         program.begin(problem.function, problem.state)
         stepper = AutogradStepper(program.sample(), captured)
@@ -122,8 +123,8 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     _compare(first, third, captured)
     captured.alike = _numbers_of(plain_operations) == _numbers_of(operations)
     tape_bytes = held + NODE_BYTES * nodes
-    each = outputs.bytes
-    all_outputs = each * steps if program.initial is None and steps is not None else bytes_of(state) * program.outputs
+    each = outputs.bytes / outputs.puts if outputs.puts else bytes_of(state)
+    all_outputs = int(each * program.outputs)
     working = max(reverse_peak, plain_peak - tape_bytes) + bytes_of(state) + 2 * all_outputs + bytes_of(program.inputs)
     return Weights(bytes_of(state), tape_bytes, working, getattr(program, "step_bytes", 0))
 

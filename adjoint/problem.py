@@ -31,6 +31,10 @@ class Problem:
     wants_final: bool = False
     tick: Callable[[int], None] | None = None
     """Called with the number of steps done, in the first sweep."""
+    zeros: bool = False
+    """Whether tensors that the function holds and does not use get zeros as their gradients, in place of None."""
+    reversing: Callable[[int, State, list[Tensor | None], list[Tensor | None]], None] | None = None
+    """Called by the reverse sweep before each step, with (k, state after it, its cotangent, those of the tensors)."""
     tiers: Sequence[Kind] | None = None
     schedule: Schedule | None = None
     journal: str | Path | Journal | None = None

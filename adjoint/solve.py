@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from adjoint.gradients import gradient_named
 from adjoint.members import MemberStats, Wishes, solve_members
+from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
-from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, explicit_program
-from adjoint.tableaus import METHODS, Tableau
+from adjoint.steppers.adams import Adams
+from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
+from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable
 from adjoint.tiers import Kind
 from adjoint.timeline import CONTROLLERS, Controller, SolveError
@@ -47,7 +49,7 @@ def solve(
     t: Tensor | Sequence[float],
     *,
     args: tuple[Any, ...] = (),
-    method: str | Tableau = "tsit5",
+    method: str | Method = "tsit5",
     dt: float | Tensor | None = None,
     rtol: float | Tensor = 1e-6,
     atol: float | Tensor = 1e-9,
@@ -61,6 +63,7 @@ def solve(
     controller: str | Controller = "PI",
     norm: Callable[[Any], Any] | None = None,
     jumps: Sequence[float] | Tensor = (),
+    time_dtype: torch.dtype | None = None,
     throw: bool = True,
     progress: bool | Progress = False,
     batched: bool = False,
@@ -74,8 +77,8 @@ def solve(
         f: dy/dt; gets t as a 0-dim tensor and y shaped like y0, and returns a tree shaped and typed like y.
         y0: a tensor or a tree of tensors, of any shapes.
         t: at least one time, strictly increasing or strictly decreasing.
-        method: one of ``METHODS`` or a Tableau. "euler", "midpoint", "rk4" take fixed steps that land on every time
-            in ``t``; "dopri5", "tsit5" control their steps and interpolate.
+        method: one of ``METHODS`` or ``MULTISTEP``, a Tableau or an Adams. "euler", "midpoint", "rk4" and Adams methods
+            take fixed steps that land on every time in ``t``; "dopri5", "tsit5" control their steps and interpolate.
         dt: the longest fixed step (default: one step between two times), or the first step of an adaptive method.
         rtol, atol: local error allowed per step, relative and absolute; adaptive methods only.
         slots: how many states may be kept for the gradient, that of t[0] included; or "all": recompute nothing.
@@ -94,6 +97,8 @@ def solve(
         norm: how large a scaled error is, as a function of a tree like y0; the default is the root mean square. A norm
             that looks at some components alone makes a seminorm.
         jumps: times at which f is not smooth; steps end there, and f is called a hair to either side.
+        time_dtype: in which f sees the time, and to which the ends of controlled steps are rounded. The default shows f
+            the dtype of ``t`` and keeps times in double precision.
         throw: raise SolveError when the solve fails; otherwise return what was reached, NaN beyond, and the status.
         progress: True for a progress bar, or a function of (steps done, steps in all or None).
         batched: the first dimension of every leaf of y0 counts members, each solved with its own steps, errors and
@@ -119,7 +124,8 @@ def solve(
     engine = "eager: torch operations, one at a time"
     _check_call(args, max_steps)
     if batched:
-        wishes = Wishes(tableau, rtol, atol, dt, max_steps, _controller(controller), norm, jumps)
+        single = _for_batches(tableau, controller, time_dtype)
+        wishes = Wishes(single, rtol, atol, dt, max_steps, _controller(controller), norm, jumps)
         each = solve_members((f, tuple(args)), structure, state, t, wishes, how, memory, progress)
         if throw and each.failure is not None:
             raise each.failure
@@ -134,12 +140,14 @@ def solve(
     measure = None if norm is None else lambda leaves: norm(structure.unflatten(leaves))
     places = _jumps(jumps)
     control = Control(Tolerance(rtol, atol, measure), dt, max_steps, _controller(controller), places)
+    if time_dtype is not None:
+        control = replace(control, time_dtype=_time_dtype(time_dtype), rounding=time_dtype)
     function = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
-    program = explicit_program(tableau, times, structure, start, control)
+    program = program_of(tableau, times, structure, start, control)
     steps = steps_of(program)
     with progress_ticker(progress, steps) as tick:
-        outcome = how(Problem(program, function, state, steps, **memory, tick=tick))
+        outcome = how(Problem(program, function, program.first(state), steps, **memory, tick=tick))
     status = _status(outcome, program.asked.t)
     if throw and status is not None:
         raise status
@@ -182,6 +190,23 @@ def steps_of(program: ExplicitProgram) -> int | None:
     return program.timeline.steps if program.timeline.done else None
 
 
+def _for_batches(method: Method, controller: str | Controller, time_dtype: torch.dtype | None) -> Tableau:
+    """The method, if nothing is asked for that is there for single solves only."""
+    if isinstance(method, Adams):
+        raise ValueError(f"method={method.name!r} solves one state at a time; with batched=True give 'rk4', say")
+    if time_dtype is not None:
+        raise ValueError(f"time_dtype={time_dtype}: with batched=True f sees the dtype of t; leave it out")
+    if _controller(controller).force_min:
+        raise ValueError("force_min=True accepts steps for all members at once; with batched=True leave it out")
+    return method
+
+
+def _time_dtype(dtype: torch.dtype) -> torch.dtype:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"time_dtype={dtype!r} is no dtype of times; give torch.float64 or torch.float32")
+    return dtype
+
+
 def _jumps(jumps: Sequence[float] | Tensor) -> tuple[float, ...]:
     if isinstance(jumps, Real):
         raise TypeError(f"jumps={jumps!r} must be a series of times; for a single one write jumps=({jumps!r},)")
@@ -191,24 +216,29 @@ def _jumps(jumps: Sequence[float] | Tensor) -> tuple[float, ...]:
     return tuple(float(x) for x in jumps)
 
 
-def _method(method: str | Tableau) -> Tableau:
-    return method if isinstance(method, Tableau) else named("method", method, METHODS)
+def _method(method: str | Method) -> Method:
+    return method if isinstance(method, Method) else named("method", method, NAMED)
 
 
 def _controller(controller: str | Controller) -> Controller:
     return controller if isinstance(controller, Controller) else named("controller", controller, CONTROLLERS)
 
 
-def _check_call(args: Any, max_steps: Any) -> None:
+def check_args(args: Any) -> None:
     if not isinstance(args, tuple):
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
+
+
+def _check_call(args: Any, max_steps: Any) -> None:
+    check_args(args)
     if not isinstance(max_steps, Real):
         raise TypeError(f"max_steps={max_steps!r} ({type(max_steps).__name__}) must be a number")
     if not float(max_steps) >= 1:
         raise ValueError(f"max_steps={max_steps} allows no step; give at least 1")
 
 
-def _check_numbers(state: State, rtol: Any, atol: Any, dt: Any, tableau: Tableau) -> None:
+def checked_state(state: State) -> None:
+    """Raise for what cannot be the state of an ODE."""
     for x in state:
         check_dense((x,), "y0")
         if not differentiable(x):
@@ -218,6 +248,10 @@ def _check_numbers(state: State, rtol: Any, atol: Any, dt: Any, tableau: Tableau
         numbers = not x.is_meta and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         if numbers and not bool(torch.isfinite(x).all()):
             raise ValueError("y0 holds a NaN or an infinity; the solve would return nothing else")
+
+
+def _check_numbers(state: State, rtol: Any, atol: Any, dt: Any, tableau: Method) -> None:
+    checked_state(state)
     for name, number in (("rtol", rtol), ("atol", atol), ("dt", dt)):
         if not isinstance(number, Real | None):
             raise TypeError(f"{name}={number!r} ({type(number).__name__}) must be a number, such as float({name})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -98,13 +98,16 @@ class FixedTimeline:
 
 
 class GridTimeline:
-    """Steps between the times of a grid that starts and stops where the asked times do; it moves with its start."""
+    """Steps between the times of a grid that starts and stops where the asked times do.
+
+    It moves with its start, or as ``construct`` says, which makes the grid from the asked times.
+    """
 
     landing = False
     done = True
 
-    def __init__(self, grid: tuple[float, ...]) -> None:
-        self._times = list(grid)
+    def __init__(self, grid: tuple[float, ...], construct: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._times, self._construct = list(grid), construct
 
     @property
     def steps(self) -> int:
@@ -114,8 +117,10 @@ class GridTimeline:
         return self._times[step], self._times[step + 1]
 
     def knots(self, t: Tensor) -> Tensor:
-        offsets = torch.tensor([x - self._times[0] for x in self._times[:-1]], dtype=t.dtype, device=t.device)
-        return torch.cat((t[0] + offsets, t[-1:]))
+        if self._construct is not None:
+            return torch.cat((t[:1], self._construct(t)[1:-1].to(t), t[-1:]))
+        offsets = torch.tensor([x - self._times[0] for x in self._times[1:-1]], dtype=t.dtype, device=t.device)
+        return torch.cat((t[:1], t[0] + offsets, t[-1:]))
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,8 @@ class Controller:
     min_step: float = 0.0
     """A step that would have to be shorter ends the solve."""
     max_step: float = math.inf
+    force_min: bool = False
+    """Accept steps of ``min_step`` whatever their error, instead of ending the solve."""
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest < 1 <= self.largest:
@@ -182,6 +189,8 @@ class AdaptiveTimeline:
     controller: Controller = field(default_factory=Controller)
     jumps: tuple[float, ...] = ()
     """Times at which f is not smooth: steps end there, and the stages at both sides see their own limit."""
+    dtype: torch.dtype = torch.float64
+    """Accepted times are rounded to it."""
     rejected: int = 0
     landing = False
     _FOUND: ClassVar[tuple[str, ...]] = ("rejected", "_length", "_previous", "_just_rejected")
@@ -201,7 +210,7 @@ class AdaptiveTimeline:
 
     def begin(self, first: float) -> None:
         """The length of the first step to try, positive."""
-        self._length = min(first, self.controller.max_step)
+        self._length = self._limited(first)
 
     @property
     def done(self) -> bool:
@@ -221,7 +230,7 @@ class AdaptiveTimeline:
                 t=t,
                 step=self.steps,
             )
-        least = max(self.controller.min_step, 16 * math.ulp(max(abs(t), abs(self.stop - self.start) * 1e-12)))
+        least = self._least(t)
         if self._length < least:
             raise SolveError(
                 "underflow",
@@ -232,24 +241,42 @@ class AdaptiveTimeline:
                 step=self.steps,
             )
         stop = next(x for x in self._stops if self._sign * x > self._sign * t)
-        if abs(stop - t) <= 1.01 * self._length:
+        ahead = self._rounded(t + self._sign * self._length)
+        reach = min(1.01 * self._length, max(self._length, self.controller.max_step * (1 + 1e-9)))
+        if abs(stop - t) <= reach or self._sign * ahead >= self._sign * stop:
             return t, stop
-        return t, t + self._sign * self._length
+        return t, ahead
+
+    def _least(self, t: float) -> float:
+        """A step must not be shorter, from here."""
+        extent = abs(self.stop - self.start)
+        scale = max(abs(t), extent * 1e-12 if math.isfinite(extent) else 0.0)
+        resolved = 16 * math.ulp(scale) if self.dtype is torch.float64 else 4 * torch.finfo(self.dtype).eps * scale
+        return max(self.controller.min_step, resolved)
+
+    def _rounded(self, t: float) -> float:
+        return t if self.dtype is torch.float64 else torch.tensor(t, dtype=self.dtype).item()
+
+    def _limited(self, length: float) -> float:
+        control = self.controller
+        return min(max(length, control.min_step) if control.force_min else length, control.max_step)
 
     def judge(self, t_new: float, error: float) -> bool:
         """Whether a step to t_new with this error ratio is accepted; sets the length of the next one to try."""
         tried = abs(t_new - self._times[-1])
-        if error <= 1:
+        least = self.controller.force_min and tried <= self.controller.min_step * (1 + 1e-9)
+        if error <= 1 or (least and math.isfinite(error)):
             factor = self.controller.factor(error, self._previous, self.order)
             length = tried * (min(1.0, factor) if self._just_rejected else factor)
             if t_new in self._stops:  # the step was cut short for the stop's sake alone
                 length = max(length, self._length)
-            self._length = min(length, self.controller.max_step)
+            self._length = self._limited(length)
             self._previous = (max(error, 1e-4), self._previous[0])
             self._just_rejected = False
             self._times.append(t_new)
             return True
-        self._length = tried * self.controller.shrink(error, self.order)
+        length = tried * self.controller.shrink(error, self.order)
+        self._length = length if least else self._limited(length)
         self._just_rejected = True
         self.rejected += 1
         return False
@@ -264,8 +291,10 @@ class AdaptiveTimeline:
         self._times = snapshot["_times"].tolist()
 
     def moved_along(self, noted: AdaptiveTimeline) -> AdaptiveTimeline:
-        """This timeline with the accepted times of another in between, finished."""
-        self._times = [self.start, *noted._times[1:-1], self.stop]
+        """This timeline with the accepted times of another in between, and its end if that reached it."""
+        self._times = [self.start, *noted._times[1:]]
+        if noted.done:
+            self._times[-1] = self.stop
         return self
 
     def knots(self, t: Tensor) -> Tensor:
@@ -284,7 +313,7 @@ Steps = TypeVar("Steps", bound=Movable)
 
 
 class Replay:
-    """The steps of a sequence of solves, noted once and then used again in the same order."""
+    """What a sequence of solves found (the times of their steps), noted once and then used again in the same order."""
 
     def __init__(self) -> None:
         self._timelines: list[Movable] = []
@@ -294,8 +323,8 @@ class Replay:
         """From here on, solves take the steps that were noted."""
         self._next = 0
 
-    def timeline(self, found: Steps) -> Steps:
-        """The timeline that a solve is to use in place of the one it made."""
+    def again(self, found: Steps) -> Steps:
+        """What a solve is to use in place of what it made."""
         if self._next is None:
             self._timelines.append(found)
             return found
@@ -327,10 +356,10 @@ def frozen_steps() -> Iterator[Replay]:
         _REPLAY.reset(token)
 
 
-def replayed(timeline: Steps) -> Steps:
-    """The timeline itself, or the noted one while steps are frozen."""
+def replayed(found: Steps) -> Steps:
+    """What was found itself, or what was noted while steps are frozen."""
     replay = _REPLAY.get()
-    return timeline if replay is None else replay.timeline(timeline)
+    return found if replay is None else replay.again(found)
 
 
 class Asked:

@@ -10,7 +10,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import adjoint
-from adjoint.odeint import LATER, METHODS
+from adjoint.options import LATER, METHODS
 
 FIXED = [name for name, tableau in METHODS.items() if not tableau.adaptive]
 ADAPTIVE = [
@@ -107,7 +107,8 @@ def test_callbacks_are_called_for_every_step_once(method: str) -> None:
     f, y0, t = setting()
     seen: list[tuple[str, float, float]] = []
     for name in ("step", "accept_step", "reject_step"):
-        setattr(f, f"callback_{name}", lambda t, y, h, name=name: seen.append((name, float(t), float(h))))
+        if method == "dopri5" or name == "step":
+            setattr(f, f"callback_{name}", lambda t, y, h, name=name: seen.append((name, float(t), float(h))))
     values = adjoint.odeint_adjoint(
         f, y0, t, method=method, slots=2, options={} if method == "dopri5" else {"step_size": 0.1}
     )
@@ -127,7 +128,7 @@ def test_options_of_controlled_steps() -> None:
     options = {"first_step": 0.01, "max_step": 0.05, "jump_t": torch.tensor([0.77]), "ifactor": 2.0}
     adjoint.odeint(f, y0, t, method="dopri5", options=options)
     assert lengths[0] == pytest.approx(0.01)
-    assert max(lengths) <= 0.0505 + 1e-12
+    assert max(lengths) <= 0.05 * (1 + 1e-8)
     starts = torch.cumsum(torch.tensor([0.0, *lengths], dtype=torch.float64), 0)
     assert (starts - 0.77).abs().min() < 1e-7
 
@@ -156,5 +157,5 @@ def test_wrong_calls_get_a_sentence() -> None:
         adjoint.odeint(f, y0, t, method="euler", options={"grid_constructor": lambda f, y, t: t[1:]})
     with pytest.warns(UserWarning, match="step_sizes"):
         adjoint.odeint(f, y0, t, method="euler", options={"step_sizes": 0.1})
-    with pytest.raises(ValueError, match="adjoint_method='rk4'"):
-        adjoint.odeint_adjoint(f, y0, t, adjoint_method="rk4")
+    with pytest.raises(ValueError, match="adjoint_method='rk5' is unknown; did you mean 'rk4'"):
+        adjoint.odeint_adjoint(f, y0, t, adjoint_method="rk5")

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,29 +40,39 @@ class Tolerance:
 
     def ratio(self, error: State, before: State, after: State) -> float:
         """1 is just acceptable; not finite if the error is not."""
-        if self.norm is not None:
-            return float(self.norm(tuple(self._scaled(error, before, after))))
-        total: float | Tensor = 0.0
-        count = 0
-        for scaled in self._scaled(error, before, after):
-            total = total + torch.sum(scaled * scaled).double()
-            count += scaled.numel()
-        return float((total / max(count, 1)) ** 0.5)
+        return float((self.norm or root_mean_square)(tuple(self.scaled(error, before, after))))
 
     def worst(self, error: State, before: State, after: State) -> str:
         """Where the error is largest, in words."""
-        scaled = list(self._scaled(error, before, after))
+        scaled = list(self.scaled(error, before, after))
         values = [torch.nan_to_num(x, nan=torch.inf).flatten() for x in scaled]
         leaf = max(range(len(values)), key=lambda i: float(values[i].max()) if values[i].numel() else 0.0)
         flat = int(values[leaf].argmax())
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), scaled[leaf].shape))
         return f"component {index}" + (f" of leaf {leaf}" if len(values) > 1 else "")
 
-    def _scaled(self, error: State, before: State, after: State) -> Sequence[Tensor]:
+    def scaled(self, error: State, before: State, after: State) -> Sequence[Tensor]:
+        """Each error over what is allowed there."""
         return [
-            e.abs() / (_of_leaf(self.atol, i) + _of_leaf(self.rtol, i) * torch.maximum(x.abs(), y.abs()))
+            _wide(e.abs()) / (_of_leaf(self.atol, i) + _of_leaf(self.rtol, i) * _wide(torch.maximum(x.abs(), y.abs())))
             for i, (e, x, y) in enumerate(zip(error, before, after, strict=True))
         ]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision cannot hold an absolute tolerance of 1e-9."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def root_mean_square(leaves: State) -> float:
+    """Over all numbers of all leaves."""
+    total: float | Tensor = 0.0
+    count = 0
+    for x in leaves:
+        size = x.abs() if x.is_complex() else x
+        total = total + torch.sum(size * size).double()
+        count += x.numel()
+    return float((total / max(count, 1)) ** 0.5)
 
 
 def _of_leaf(tolerance: float | Tensor | tuple[float | Tensor, ...], leaf: int) -> float | Tensor:
@@ -78,10 +88,22 @@ class Control:
     max_steps: int = 100_000
     controller: Controller = field(default_factory=Controller)
     jumps: tuple[float, ...] = ()
+    stops: tuple[float, ...] = ()
+    """Times at which controlled steps end, though f is smooth there."""
+    perturb: bool = False
+    """Whether f is to see a hair inside of every step's ends, as at jumps."""
+    time_dtype: torch.dtype | None = None
+    """In which f sees the time; None: that of the asked times."""
+    rounding: torch.dtype = torch.float64
+    """The ends of controlled steps are rounded to it."""
     grid: tuple[float, ...] | None = None
     """Fixed steps between these times, whatever times are asked for; values in between are interpolated."""
-    callbacks: Mapping[str, Callable[[Tensor, Any, float], None]] = field(default_factory=dict)
-    """"step", "accept", "reject": called with (t, y, h) once for each step when it is first tried."""
+    construct: Callable[[Tensor], Tensor] | None = None
+    """The grid as a function of the asked times; None: it moves with the first of them."""
+    callbacks: Mapping[str, Callable[[Tensor, Any, Tensor], None]] = field(default_factory=dict)
+    """"step", "accept", "reject": called with (t, y, |h|) once for each step when it is first tried."""
+    twins: Mapping[str, Callable[[Tensor, Any, Tensor], None]] = field(default_factory=dict)
+    """The same for the way back: called with (t, (0, y, its cotangent, those of the captured tensors ..), |h|)."""
 
 
 class ExplicitProgram:
@@ -104,6 +126,8 @@ class ExplicitProgram:
         control: Control,
     ) -> None:
         self.tableau, self.structure, self.control = tableau, structure, control
+        self.leaves = len(like)
+        self.method: Any = tableau
         self.asked = Asked([float(x) for x in t.tolist()])
         self.outputs = len(self.asked.t)
         self.timeline: FixedTimeline | GridTimeline | AdaptiveTimeline
@@ -111,7 +135,7 @@ class ExplicitProgram:
         self.evaluations = 0
         self.graph_times: Tensor | None = None
         """For backpropagation through torch's own graph: the steps' times as a function of the caller's."""
-        self.t, self.dtype = t, t.dtype
+        self.t, self.dtype = t, control.time_dtype or t.dtype
         self.device = like[0].device
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64
         self.rows = [Terms(row) if any(row) else None for row in tableau.a]
@@ -131,6 +155,14 @@ class ExplicitProgram:
                 first = _first_step(self, function, tuple(x.contiguous() for x in state), self.asked.t[0], span)
             self.timeline.begin(min(first, abs(span)))
 
+    def first(self, state: State) -> State:
+        """The first state of the chain, from that of the equation."""
+        return state
+
+    def stages(self, *how: Any) -> Stages:
+        """One step to be computed: (function, state, k, start, stop, recording, outputs)."""
+        return Stages(self, *how)
+
     def sample(self) -> ExplicitProgram:
         """A program of one step like the first one of this, to try things out on."""
         other = copy.copy(self)
@@ -140,7 +172,7 @@ class ExplicitProgram:
             assert isinstance(self.timeline, AdaptiveTimeline)
             start, stop = self.timeline.propose()
         other.timeline = FixedTimeline([start, stop], None)
-        other.control = replace(self.control, callbacks={})
+        other.control = replace(self.control, callbacks={}, twins={})
         return other
 
     def on_graph(self) -> ExplicitProgram:
@@ -165,7 +197,7 @@ class ExplicitProgram:
         if self.control.callbacks and k == self._announced:
             self._announced = k + 1
             self._announce("step", start, state, stop - start)
-        stages = Stages(self, function, state, k, start, stop, recording, outputs)
+        stages = self.stages(function, state, k, start, stop, recording, outputs)
         stages.run()
         return stages.finish()
 
@@ -189,7 +221,7 @@ class ExplicitProgram:
                     raise SolveError("nonfinite", message, t=end.t, step=end.step) from None
                 raise SolveError(end.status, str(end) + worst, t=end.t, step=end.step) from None
             self._announce("step", start, state, stop - start)
-            stages = Stages(self, function, state, k, start, stop, recording, True)
+            stages = self.stages(function, state, k, start, stop, recording, True)
             stages.run(first)
             with torch.no_grad() if recording else nullcontext():
                 error = stages.error()
@@ -207,8 +239,21 @@ class ExplicitProgram:
 
     def _announce(self, what: str, start: float, state: State, h: float) -> None:
         if what in self.control.callbacks:
-            y = self.structure.unflatten(tuple(x.detach() for x in state))
-            self.control.callbacks[what](self.time(start), y, h)
+            y = self.structure.unflatten(tuple(x.detach() for x in state[: self.leaves]))
+            self.control.callbacks[what](self.time(start), y, self.time(abs(h)))
+
+    def reversing(
+        self, k: int, state: State, cotangent: Sequence[Tensor | None], sums: Sequence[Tensor | None]
+    ) -> None:
+        """Show the reverse sweep, before the transpose of step k, to the caller's callbacks."""
+        tree, twins = self.structure.unflatten, self.control.twins
+        y = [x.detach() for x in state[: self.leaves]]
+        of_y = [torch.zeros_like(x) if g is None else g for x, g in zip(y, cotangent, strict=False)]
+        start, stop = self.timeline.ends(k)
+        t, length = self.time(stop), self.time(abs(stop - start))
+        for what in ("step", "accept"):
+            if what in twins:
+                twins[what](t, (torch.zeros_like(t), tree(y), tree(of_y), *sums), length)
 
     def slope(self, function: Any, t: Tensor, state: State) -> State:
         """f(t, y) as leaves."""
@@ -246,19 +291,27 @@ class ExplicitProgram:
     def _make_table(self, ends: list[tuple[float, float]]) -> Tensor:
         rows = [[b if c == 1 else a + c * (b - a) for c in self.tableau.c] for a, b in ends]
         table = torch.tensor(rows, dtype=torch.float64).to(self.dtype)
-        for row, (a, b) in enumerate(ends if self.control.jumps else ()):
+        for row, (a, b) in enumerate(ends if self.edges else ()):
             table[row] = torch.stack(self.at_jumps(table[row].unbind(), a, b))
         return table.to(self.device)
 
     def at_jumps(self, times: Sequence[Tensor], start: float, stop: float) -> tuple[Tensor, ...]:
         """The stage times of a step, a hair inside where it starts or stops at a jump: f is to see its own side."""
-        jumps, moved = self.control.jumps, list(times)
+        moved = list(times)
         for end, other, c in ((start, stop, 0), (stop, start, 1)):
-            for i in (i for i, x in enumerate(self.tableau.c) if x == c and end in jumps):
+            for i in (i for i, x in enumerate(self.tableau.c) if x == c and self.jumps_at(end)):
                 with torch.no_grad():
                     hair = torch.nextafter(moved[i], moved[i].new_tensor(other)) - moved[i]
                 moved[i] = moved[i] + hair
         return tuple(moved)
+
+    @property
+    def edges(self) -> bool:
+        """Whether f jumps anywhere."""
+        return self.control.perturb or bool(self.control.jumps)
+
+    def jumps_at(self, t: float) -> bool:
+        return self.control.perturb or t in self.control.jumps
 
     def reuse(self, k: int, state: State) -> State | None:
         """The first slope of this step, if it was the last of the step before (first same as last)."""
@@ -288,7 +341,7 @@ class ExplicitProgram:
         with torch.enable_grad():
             t = self.t.detach().to(self._of_ends).requires_grad_()
             (asked,) = torch.autograd.grad(self.timeline.knots(t), t, self._of_ends)
-        return ((asked + self._of_asked).to(self.dtype).to(self.t.device),)
+        return ((asked + self._of_asked).to(self.t),)
 
     def identity(self) -> Any:
         """What decides the steps, beside f and y0."""
@@ -320,17 +373,23 @@ def explicit_program(
     tableau: Tableau, t: Tensor, structure: Structure, state: State, control: Control
 ) -> ExplicitProgram:
     """The steps of one solve of dy/dt = f(t, y) over the asked times ``t``, from fixed or controlled steps."""
-    program = ExplicitProgram(tableau, t, structure, state, control)
-    asked = program.asked.t
+    return with_timeline(ExplicitProgram(tableau, t, structure, state, control))
+
+
+Timed = TypeVar("Timed", bound=ExplicitProgram)
+
+
+def with_timeline(program: Timed) -> Timed:
+    """The program with the times of its steps, as far as they are known."""
+    tableau, control, asked = program.tableau, program.control, program.asked.t
     if control.grid is not None:
-        program.timeline = GridTimeline(control.grid)
+        program.timeline = GridTimeline(control.grid, control.construct)
     elif not tableau.adaptive:
         program.timeline = replayed(FixedTimeline(asked, control.dt, control.jumps))
     else:
-        order = tableau.error_order + 1
-        program.timeline = replayed(
-            AdaptiveTimeline(asked[0], asked[-1], order, control.max_steps, control.controller, control.jumps)
-        )
+        order, stops = tableau.error_order + 1, (*control.jumps, *control.stops)
+        most, controller, dtype = control.max_steps, control.controller, control.rounding
+        program.timeline = replayed(AdaptiveTimeline(asked[0], asked[-1], order, most, controller, stops, dtype))
     return program
 
 

@@ -52,6 +52,7 @@ class Stages:
         "state",
         "stop",
         "times",
+        "wanted",
     )
 
     def __init__(
@@ -66,7 +67,7 @@ class Stages:
         outputs: bool,
     ) -> None:
         self.program, self.function, self.state, self.k, self.recording = program, function, state, k, recording
-        self.start, self.stop = start, stop
+        self.start, self.stop, self.wanted = start, stop, outputs
         self.inside = program.asked.inside(start, stop) if outputs else range(0)
         self.inner = program.interpolated(self.inside)
         self.leaf: Tensor | None = None
@@ -93,7 +94,7 @@ class Stages:
         self.fractions = [(t - start) / h for t in asked_times]
         exact = [stop if c == 1 else start if c == 0 else start + c * h for c in program.tableau.c]
         times = tuple(t.to(program.dtype) for t in exact)
-        self.times = program.at_jumps(times, self.start, self.stop) if program.control.jumps else times
+        self.times = program.at_jumps(times, self.start, self.stop) if program.edges else times
 
     def run(self, first: State | None = None) -> None:
         """The stages that the new state needs, and the new state."""
@@ -143,15 +144,19 @@ class Stages:
         outputs: tuple[tuple[int, State], ...] = ()
         if self.inside:
             if self.inner:
-                outputs = tuple(zip(self.inner, self._interpolate(), strict=True))
+                outputs = tuple(zip(self.inner, self.interpolate(), strict=True))
             if len(self.inside) > len(self.inner):
                 outputs = (*outputs, (self.inside[-1], self.new))
         if len(self.slopes) == program.tableau.stages and not self.recording:
-            smooth = self.stop not in program.control.jumps
+            smooth = not program.jumps_at(self.stop)
             if smooth and program.tableau.first_same_as_last:
                 program.remember(self.k + 1, self.new, self.slopes[-1])
         own = self.leaf is not None and self.recording and program.graph_times is None
-        return Step(self.new, outputs, (self.leaf,) if own and self.leaf is not None else ())
+        return Step(self.carried(), outputs, (self.leaf,) if own and self.leaf is not None else ())
+
+    def carried(self) -> State:
+        """The state of the chain after this step."""
+        return self.new
 
     def _stage(self, i: int) -> None:
         terms = self.program.rows[i]
@@ -167,7 +172,7 @@ class Stages:
             else:
                 self._stage(i)
 
-    def _interpolate(self) -> list[State]:
+    def interpolate(self) -> list[State]:
         """y + h sum_i b_i(theta) k_i at every asked time inside the step."""
         tableau = self.program.tableau
         assert tableau.dense is not None
