@@ -84,6 +84,39 @@ def dot_test(forward: Callable[[Any], Any], transpose: Callable[[Any], Any], v: 
     return abs(left - right) / scale if scale > 0 else 0.0
 
 
+@dataclass(frozen=True)
+class Lossy:
+    """What keeping states by this codec saves, and what it costs."""
+
+    codec: Any
+    """None: the states as they are."""
+    bytes: int
+    """The most that kept states took, in all tiers together."""
+    error: float
+    """Of the gradient: |g - g_exact| / |g_exact|, all inputs together."""
+
+
+def lossy(
+    solve: Callable[[Any], Any], loss: Callable[[Any], Tensor], inputs: Sequence[Tensor], codecs: Sequence[Any]
+) -> list[Lossy]:
+    """The error of the gradient against the bytes of kept states, for each way to keep them in fewer bits.
+
+    ``solve(codec)`` returns a solution whose tiers keep states by that codec, as ``Device``, ``Host`` and ``Files`` do;
+    it is called with None first, and the gradient of ``loss(solution)`` by ``inputs`` found then is the exact one.
+    """
+    rows: list[Lossy] = []
+    exact: Sequence[Tensor] | None = None
+    for codec in (None, *codecs):
+        solution = solve(codec)
+        found = torch.autograd.grad(loss(solution), inputs, allow_unused=True)
+        gradient = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+        exact = exact or gradient
+        away = sum(float(torch.linalg.vector_norm(a - b)) ** 2 for a, b in zip(gradient, exact, strict=True)) ** 0.5
+        size = sum(float(torch.linalg.vector_norm(b)) ** 2 for b in exact) ** 0.5
+        rows.append(Lossy(codec, sum(solution.stats.tier_bytes.values()), away / size if size else away))
+    return rows
+
+
 def _dot(a: Any, b: Any) -> float:
     return float((a.conj() * b).sum().real)
 

@@ -18,7 +18,7 @@ import shutil
 import struct
 import weakref
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b
@@ -41,94 +41,121 @@ class StoreError(OSError):
     """A state could not be kept, or did not come back as it was."""
 
 
-class Record(NamedTuple):
-    """Where something lies, and what it must be."""
+Part = tuple[int, int]
+"""(place, size)"""
 
-    place: int
-    size: int
+
+class Record(NamedTuple):
+    """Where something lies, in one part or several, and what it must be."""
+
+    parts: tuple[Part, ...]
     digest: bytes
+
+    @property
+    def size(self) -> int:
+        return sum(size for _, size in self.parts)
 
 
 class Space:
-    """Which parts of a file are free."""
+    """Which parts of a file are free. What fits no single part is cut, so that no room is lost between records."""
 
     def __init__(self) -> None:
         self.end = 0
-        self._free: list[tuple[int, int]] = []
+        self._free: list[Part] = []
+
+    @property
+    def free(self) -> int:
+        return sum(size for _, size in self._free)
 
     def extend(self, size: int) -> None:
         """So many bytes more at the end."""
         self.end += size
-        self.give(self.end - size, size)
+        self.give([(self.end - size, size)])
 
-    def take(self, size: int) -> int | None:
-        """A place for so many bytes, in the smallest part that holds them; None if there is none."""
-        fits = [(free, place) for place, free in self._free if free >= size]
-        if not fits:
-            return None
-        free, place = min(fits)
-        self._free.remove((place, free))
-        if free > size:
-            insort(self._free, (place + size, free - size))
-        return place
+    def take(self, size: int) -> tuple[Part, ...]:
+        """Room for so many bytes, of which there are enough: the smallest part that holds them, else the largest."""
+        taken: list[Part] = []
+        while size:
+            fitting = [part for part in self._free if part[1] >= size]
+            part = min(fitting, key=lambda p: p[1]) if fitting else max(self._free, key=lambda p: p[1])
+            place, room = part
+            used = min(size, room)
+            self._free.remove(part)
+            if room > used:
+                insort(self._free, (place + used, room - used))
+            taken.append((place, used))
+            size -= used
+        return tuple(taken)
 
-    def give(self, place: int, size: int) -> None:
-        """Free again, and one part with its neighbours."""
-        for other in list(self._free):
-            start, length = other
-            if start + length == place or place + size == start:
-                self._free.remove(other)
-                place, size = min(place, start), size + length
-        insort(self._free, (place, size))
+    def give(self, parts: Iterable[Part]) -> None:
+        """Free again, and one part with their neighbours."""
+        for place, size in parts:
+            for start, length in list(self._free):
+                if start + length == place or place + size == start:
+                    self._free.remove((start, length))
+                    place, size = min(place, start), size + length
+            insort(self._free, (place, size))
 
-    def reserve(self, place: int, size: int) -> None:
-        """Take this very part, beyond the end if need be."""
-        if place + size > self.end:
-            self.extend(place + size - self.end)
-        start, length = next((s, n) for s, n in self._free if s <= place and place + size <= s + n)
-        self._free.remove((start, length))
-        for rest in ((start, place - start), (place + size, start + length - place - size)):
-            if rest[1]:
-                insort(self._free, rest)
+    def reserve(self, parts: Iterable[Part]) -> None:
+        """Take these very parts, beyond the end if need be."""
+        for place, size in parts:
+            if place + size > self.end:
+                self.extend(place + size - self.end)
+            start, length = next((s, n) for s, n in self._free if s <= place and place + size <= s + n)
+            self._free.remove((start, length))
+            for rest in ((start, place - start), (place + size, start + length - place - size)):
+                if rest[1]:
+                    insort(self._free, rest)
 
 
 class Index:
-    """What lies where, in a file of its own: 64 bytes for each record, with a checksum that only this run can make."""
+    """What lies where, in a file of its own: 64 bytes for each part, with a checksum that only this run can make."""
 
-    ENTRY = struct.Struct("<8sqQQ16s16s")
-    MAGIC = b"revolve1"
+    ENTRY = struct.Struct("<4sqHHQQ16s16s")
+    MAGIC = b"rev1"
 
     def __init__(self, path: Path, key: bytes) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._key = key
-        self._rows: dict[int, int] = {}
+        self._rows: dict[int, list[int]] = {}
         self._unused: list[int] = []
+        self._end = 0
 
     def read(self) -> dict[int, Record]:
-        """The records that are there; half-written entries and those of other runs are not."""
+        """The records that are there as a whole; half-written entries and those of other runs are not."""
         size = self.ENTRY.size
         data = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        records: dict[int, Record] = {}
-        for row in range(len(data) // size):
+        found: dict[int, dict[int, tuple[int, int, Part, bytes]]] = {}
+        self._end = len(data) // size
+        for row in range(self._end):
             entry = data[row * size : (row + 1) * size]
-            magic, number, place, length, digest, check = self.ENTRY.unpack(entry)
-            if magic == self.MAGIC and check == self._check(entry) and number not in records:
-                records[number] = Record(place, length, digest)
-                self._rows[number] = row
-            else:
-                self._unused.append(row)
+            magic, number, part, parts, place, length, digest, check = self.ENTRY.unpack(entry)
+            if magic == self.MAGIC and check == self._check(entry):
+                found.setdefault(number, {})[part] = row, parts, (place, length), digest
+        records = {}
+        for number, pieces in found.items():
+            rows, counts, parts, digests = zip(*(pieces[part] for part in sorted(pieces)), strict=True)
+            if set(counts) == {len(pieces)} and len(set(digests)) == 1:
+                records[number], self._rows[number] = Record(tuple(parts), digests[0]), list(rows)
+        self._unused = sorted(set(range(self._end)) - {row for rows in self._rows.values() for row in rows})
         return records
 
     def add(self, number: int, record: Record) -> None:
-        row = self._unused.pop() if self._unused else len(self._rows)
-        entry = self.ENTRY.pack(self.MAGIC, number, *record, bytes(16))
-        os.pwrite(self._fd, entry[:-16] + self._check(entry), row * self.ENTRY.size)
-        self._rows[number] = row
+        rows = self._rows[number] = []
+        for part, (place, length) in enumerate(record.parts):
+            entry = self.ENTRY.pack(
+                self.MAGIC, number, part, len(record.parts), place, length, record.digest, bytes(16)
+            )
+            if not self._unused:
+                self._unused.append(self._end)
+                self._end += 1
+            rows.append(self._unused.pop())
+            os.pwrite(self._fd, entry[:-16] + self._check(entry), rows[-1] * self.ENTRY.size)
 
     def remove(self, number: int) -> None:
-        row = self._rows.pop(number)
-        os.pwrite(self._fd, bytes(self.ENTRY.size), row * self.ENTRY.size)
-        self._unused.append(row)
+        for row in self._rows.pop(number):
+            os.pwrite(self._fd, bytes(self.ENTRY.size), row * self.ENTRY.size)
+            self._unused.append(row)
 
     def close(self) -> None:
         os.close(self._fd)
@@ -149,23 +176,22 @@ class RecordFile:
         if self.index is not None:
             self.records = self.index.read()
             for record in self.records.values():
-                self.space.reserve(record.place, record.size)
+                self.space.reserve(record.parts)
 
     def write(self, number: int, buffers: Buffers) -> None:
         size, digest = sum(part.nbytes for part in buffers), blake2b(digest_size=16)
-        place = self._place(size)
+        parts = self._room(size)
         try:
-            offset = place
-            for part in buffers:
-                digest.update(part.data)
-                done, view = 0, part.data
+            for place, view in _pairs(parts, buffers):
+                done = 0
                 while done < len(view):
-                    done += os.pwrite(self._fd, view[done:], offset + done)
-                offset += done
+                    done += os.pwrite(self._fd, view[done:], place + done)
         except OSError as error:
-            self.space.give(place, size)
+            self.space.give(parts)
             raise self._refusal(error, size) from error
-        self.records[number] = Record(place, size, digest.digest())
+        for buffer in buffers:
+            digest.update(buffer.data)
+        self.records[number] = Record(parts, digest.digest())
         if self.index is not None:
             self.index.add(number, self.records[number])
 
@@ -173,19 +199,19 @@ class RecordFile:
         if number not in self.records:
             raise StoreError(f"the state of step {number} was never written to {self.path}")
         record = self.records[number]
-        buffers, digest, offset = into(record.size), blake2b(digest_size=16), record.place
-        for part in buffers:
-            done, view = 0, part.data
+        buffers, digest = into(record.size), blake2b(digest_size=16)
+        for place, view in _pairs(record.parts, buffers):
+            done = 0
             while done < len(view):
-                count = os.preadv(self._fd, [view[done:]], offset + done)
+                count = os.preadv(self._fd, [view[done:]], place + done)
                 if count == 0:
                     raise StoreError(
                         f"{self.path} was cut off: the state of step {number} is gone, and with it this run"
                     )
                 done += count
-            offset += done
-            digest.update(part.data)
-        if offset - record.place != record.size or digest.digest() != record.digest:
+        for buffer in buffers:
+            digest.update(buffer.data)
+        if digest.digest() != record.digest:
             raise StoreError(
                 f"{self.path} was altered: the state of step {number} is not what was written. "
                 f"Keep files of a run out of reach of other programs; begin this run anew"
@@ -198,7 +224,7 @@ class RecordFile:
             return
         if self.index is not None:
             self.index.remove(number)
-        self.space.give(record.place, record.size)
+        self.space.give(record.parts)
 
     def close(self, *, remove: bool) -> None:
         os.close(self._fd)
@@ -208,27 +234,24 @@ class RecordFile:
             for path in (self.path, *([self.path.with_name(f"{self.path.name}.index")] if self.index else [])):
                 path.unlink(missing_ok=True)
 
-    def _place(self, size: int) -> int:
-        """Room for a record: that of all slots when the first one comes, single ones where that was not enough."""
-        place = self.space.take(size)
-        if place is not None:
-            return place
-        ahead = self.slots if self.slots is not None and not self.space.end else 1
-        wanted = max(1, ahead) * size
-        free = shutil.disk_usage(self.folder).free
+    def _room(self, size: int) -> tuple[Part, ...]:
+        """Room for a record: that of all slots is made when the first one comes, and more where it is not enough."""
+        missing = size * (self.slots or 1) if not self.space.end else size - self.space.free
+        if missing > 0:
+            self._extend(missing)
+        return self.space.take(size)
+
+    def _extend(self, size: int) -> None:
         try:
-            if wanted > free:
+            if size > shutil.disk_usage(self.folder).free:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if wanted and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, self.space.end, wanted)
-            elif wanted:
-                os.ftruncate(self._fd, self.space.end + wanted)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._fd, self.space.end, size)
+            else:
+                os.ftruncate(self._fd, self.space.end + size)
         except OSError as error:
-            raise self._refusal(error, wanted) from error
-        self.space.extend(wanted)
-        place = self.space.take(size)
-        assert place is not None
-        return place
+            raise self._refusal(error, size) from error
+        self.space.extend(size)
 
     def _refusal(self, error: OSError, wanted: int) -> StoreError:
         if error.errno in FULL:
@@ -350,6 +373,17 @@ class SlotFile:
     def _do(self, job: Callable[[], Result]) -> Result:
         """A method, so that the file is not closed before its jobs are done."""
         return job()
+
+
+def _pairs(parts: Iterable[Part], buffers: Buffers) -> Iterator[tuple[int, memoryview]]:
+    """Which bytes of the buffers, taken as one, lie where."""
+    views = [buffer.data for buffer in buffers if buffer.nbytes]
+    for place, size in parts:
+        while size:
+            piece = views[0][:size]
+            yield place, piece
+            views[:1] = [views[0][len(piece) :]] if len(piece) < len(views[0]) else []
+            place, size = place + len(piece), size - len(piece)
 
 
 def lock(path: Path) -> int | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +34,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
         everywhere = [cpu, cuda] if present else [cpu]
         metafunc.parametrize("device", everywhere if wanted is None else [cuda if wanted == "cuda" else cpu])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Where a run that can be continued lies: in memory if files can, since points are written through to the disk."""
+    if not Path("/dev/shm").is_dir():
+        yield tmp_path
+    else:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as fast:
+            yield Path(fast)

@@ -14,14 +14,31 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+import adjoint
+from adjoint import Device, Files, Host
 from revolve import Disk, Journal, Memory, Multistage, Run
 
 STEPS = 60
+SERVER = multiprocessing.get_context("forkserver")
+"""Makes processes that have the libraries loaded, and nothing else in common."""
+
+
+def start_server() -> None:
+    """Once: the process that the others are copied from; it is to find this file."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    SERVER.set_forkserver_preload(["killed_runs"])
+    forkserver.ensure_running()
+    del os.environ["PYTHONPATH"]
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
 
 
 class Sine:
@@ -73,7 +90,47 @@ def simulation(folder: Path, tick: Callable[[], None]) -> list[np.ndarray]:
     return [end, first, stepper.of_weights]
 
 
-RUNS: dict[str, Callable[[Path, Callable[[], None]], list[np.ndarray]]] = {"simulation": simulation}
+def solve(folder: Path, tick: Callable[[], None]) -> list[np.ndarray]:
+    """A solve with controlled steps: a state on the device, one in the host's memory, three in a file."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    weights = (0.3 * torch.randn(20, 20, generator=generator, dtype=torch.float64)).requires_grad_()
+    y0 = torch.randn(5, 20, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def f(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        tick()
+        return torch.tanh(y @ weights) + torch.sin(t)
+
+    tiers = [Device(slots=1), Host(slots=1, write=0.0, read=0.0), Files(slots=3, write=0.0, read=0.0)]
+    t = torch.linspace(0, 3, 7, dtype=torch.float64, requires_grad=True)
+    ys = adjoint.solve(f, y0, t, method="dopri5", rtol=1e-7, tiers=tiers, journal=Journal(folder, every=0)).ys
+    gradients = torch.autograd.grad(torch.sin(ys).sum(), (weights, y0, t))
+    return [ys.detach().numpy(), *(x.numpy() for x in gradients)]
+
+
+def scan(folder: Path, tick: Callable[[], None]) -> list[np.ndarray]:
+    """A recurrence, four states in a file."""
+    torch.set_num_threads(1)
+    decay = torch.linspace(0.8, 0.99, 30, dtype=torch.float64, requires_grad=True)
+    inputs = torch.sin(torch.arange(1500.0, dtype=torch.float64)).reshape(50, 30).requires_grad_()
+
+    def step(carry: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        tick()
+        carry = decay * carry + torch.tanh(x)
+        return carry, carry.square()
+
+    tiers = [Device(slots=0), Files(slots=4, write=0.0, read=0.0)]
+    start = torch.zeros(30, dtype=torch.float64)
+    last, outputs = adjoint.scan(step, start, inputs, tiers=tiers, journal=Journal(folder, every=0))
+    gradients = torch.autograd.grad(last.sum() + outputs.sum(), (decay, inputs))
+    return [last.detach().numpy(), outputs.detach().numpy(), *(x.numpy() for x in gradients)]
+
+
+RUNS: dict[str, Callable[[Path, Callable[[], None]], list[np.ndarray]]] = {
+    "simulation": simulation,
+    "solve": solve,
+    "scan": scan,
+}
 
 
 def process(name: str, folder: Path, result: Path, deadly: int | None) -> None:
@@ -92,11 +149,10 @@ def process(name: str, folder: Path, result: Path, deadly: int | None) -> None:
 
 def finished(name: str, folder: Path, deadly: int | None = None, seconds: float | None = None) -> Any:
     """What a process of its own gives; None if it was killed, at a call or after so many seconds."""
+    start_server()
     with tempfile.TemporaryDirectory() as place:
         result = Path(place) / "result.npz"
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["killed_runs"])
-        child = context.Process(target=process, args=(name, folder, result, deadly))
+        child = SERVER.Process(target=process, args=(name, folder, result, deadly))
         child.start()
         child.join(seconds)
         if child.is_alive():
@@ -110,7 +166,11 @@ def finished(name: str, folder: Path, deadly: int | None = None, seconds: float 
 
 
 def check(name: str, kills: int, place: Path, seed: int = 0) -> list[tuple[float, float]]:
-    """Kill at random points and continue. For each: how much had been done, and how much the second process did."""
+    """Kill at random points and continue. For each: how much had been done, and how much the second process did.
+
+    Every other point is a call of the step, chosen at random; the others are moments, which may lie in the middle of a
+    write.
+    """
     chosen = random.Random(seed)
     whole = finished(name, place / "whole")
     began = time.perf_counter()
@@ -140,9 +200,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50, help="of each run (default: %(default)s)")
     parser.add_argument("--run", choices=list(RUNS), help="only this one")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the runs lie (default: where temporary files do)")
     options = parser.parse_args()
     for name in [options.run] if options.run else RUNS:
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(dir=options.folder) as place:
             done = check(name, options.kills, Path(place), options.seed)
         print(f"{name}: killed at {len(done)} points, continued with the same bits each time")
         for point, rest in sorted(done):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,16 +46,6 @@ class Outcome:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Outcome) and self.bytes == other.bytes
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    """Where a run may lie: in memory if the system has files there, since points are written through to the disk."""
-    if not Path("/dev/shm").is_dir():
-        yield tmp_path
-    else:
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as fast:
-            yield Path(fast)
 
 
 def outcome(

@@ -8,11 +8,11 @@ from pathlib import Path
 import killed_runs
 import pytest
 
-KILLS = int(os.environ.get("KILLS", "8"))
+KILLS = int(os.environ.get("KILLS", "4"))
 """How many points are tried here; ``python tests/killed_runs.py`` tries fifty."""
 
 
 @pytest.mark.parametrize("name", killed_runs.RUNS)
-def test_a_killed_process_is_continued_by_another_with_the_same_bits(name: str, tmp_path: Path) -> None:
-    done = killed_runs.check(name, KILLS, tmp_path, seed=KILLS)
+def test_a_killed_process_is_continued_by_another_with_the_same_bits(name: str, folder: Path) -> None:
+    done = killed_runs.check(name, KILLS, folder, seed=KILLS)
     assert len(done) == KILLS

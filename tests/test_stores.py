@@ -83,23 +83,28 @@ def test_what_is_no_tree_is_refused_by_name(tree: Any) -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 40)), max_size=60))
-def test_parts_of_a_file_never_overlap(wishes: list[tuple[bool, int]]) -> None:
-    space, taken = Space(), []
+def test_parts_of_a_file_never_overlap_and_none_is_lost(wishes: list[tuple[bool, int]]) -> None:
+    space, taken, most = Space(), [], 0
     for take, size in wishes:
         if take:
-            place = space.take(size)
-            if place is None:
-                space.extend(size)
-                place = space.take(size)
-            assert place is not None
-            taken.append((place, size))
+            if size > space.free:
+                space.extend(size - space.free)
+            taken.append(space.take(size))
+            assert sum(length for _, length in taken[-1]) == size
         elif taken:
-            space.give(*taken.pop(size % len(taken)))
-        spots = [spot for place, size in taken for spot in range(place, place + size)]
+            space.give(taken.pop(size % len(taken)))
+        spots = [spot for parts in taken for place, length in parts for spot in range(place, place + length)]
         assert len(spots) == len(set(spots)) and all(spot < space.end for spot in spots)
-    for place, size in taken:
-        space.give(place, size)
-    assert not space.end or space.take(space.end) == 0  # whole again
+        most = max(most, len(spots))
+        assert space.free == space.end - len(spots)
+    assert space.end == most
+    other = Space()
+    for parts in taken:
+        other.reserve(parts)
+    assert sum(length for parts in taken for _, length in parts) == other.end - other.free
+    for parts in taken:
+        space.give(parts)
+    assert space.take(space.end) == (((0, space.end),) if space.end else ())  # whole again
 
 
 def run_with(schedule: Schedule, stores: dict[int, Any], steps: int = 20) -> tuple[bytes, ...]:
@@ -433,5 +438,33 @@ def test_records_of_any_size_come_and_go(slots: SlotFile) -> None:
         asked = int(random.choice(list(held)))
         (back,) = slots.read(asked, lambda size: [np.empty(size, np.uint8)]).result()
         assert np.array_equal(back, held[asked])
+    slots.settle()
+    assert slots.path is not None and slots.path.stat().st_size == slots.peak
     with pytest.raises(KeyError):
         slots.read(10**6, lambda size: [])
+
+
+def test_records_in_parts_are_found_by_the_next_process(tmp_path: Path) -> None:
+    random, key = np.random.default_rng(0), b"a run"
+    first = SlotFile(tmp_path, name="states", key=key)
+    held = {}
+    for number in range(40):
+        if len(held) == 4:
+            first.free(min(held))
+            del held[min(held)]
+        held[number] = random.integers(0, 256, int(random.integers(1, 3000)), np.uint8)
+        first.write(number, lambda data=held[number]: [data])
+    first.close()
+    second = SlotFile(tmp_path, name="states", key=key)
+    assert second.numbers == set(held)
+    for number, data in held.items():
+        assert np.array_equal(second.read(number, lambda size: [np.empty(size, np.uint8)]).result()[0], data)
+    for number in held:
+        second.free(number)
+    second.write(99, lambda: [np.arange(7, dtype=np.uint8)])
+    second.close()
+    assert SlotFile(tmp_path, name="states", key=b"another run").numbers == set()
+    third = SlotFile(tmp_path, name="states", key=key)
+    assert third.numbers == {99}
+    third.close(remove=True)
+    assert list(tmp_path.iterdir()) == []
