@@ -1,8 +1,9 @@
 """Exact discrete adjoint gradients of time-stepping programs on torch tensors, within a memory budget."""
 
 from adjoint import check
-from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete
+from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.members import MemberStats
+from adjoint.newton import Objective, gauss_newton, hvp
 from adjoint.odeint import odeint, odeint_adjoint
 from adjoint.problem import Stats
 from adjoint.scan import scan
@@ -27,13 +28,17 @@ __all__ = [
     "Files",
     "Host",
     "MemberStats",
+    "Objective",
     "Solution",
     "SolveError",
     "Stats",
     "Tableau",
+    "Tangent",
     "UntrackedTensorError",
     "check",
     "frozen_steps",
+    "gauss_newton",
+    "hvp",
     "odeint",
     "odeint_adjoint",
     "scan",

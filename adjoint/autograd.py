@@ -1,4 +1,4 @@
-"""The stepper that autograd transposes, and the torch.autograd.Function that joins a Run to torch's graph.
+"""The stepper that autograd transposes.
 
 A door (solve, scan) brings a Program: its step as a pure function of tensors. Everything else is here: aliases of
 what the step captures, outputs emitted once, cotangents taken in, sums of parameter gradients, and the checks without
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any, NamedTuple, Protocol
 
@@ -21,8 +20,6 @@ from adjoint.captured import Captured
 from adjoint.kept import heard, refuse_used_again
 from adjoint.marks import Marks
 from adjoint.tensors import State, Touched, differentiable, leaves_behind, refuse, refuse_kept
-from adjoint.tiers import Store
-from revolve import Run
 
 Cotangent = list[Tensor | None]
 Index = int | tuple[Tensor, ...]
@@ -91,6 +88,14 @@ class Program(Protocol):
     def receive(self, k: int, cotangents: Sequence[Tensor | None]) -> None: ...
 
     def input_cotangents(self) -> Sequence[Tensor | None]: ...
+
+    def begin_tangents(self, directions: Sequence[Tensor | None]) -> None:
+        """Directions in ``inputs``, several along a leading dimension of each."""
+        ...
+
+    def tangents(self, k: int, leaves: int) -> Sequence[Tensor | None]:
+        """The directions in the leaves (so many) that step k makes of ``inputs``."""
+        ...
 
 
 class Outputs:
@@ -214,7 +219,7 @@ class AutogradStepper:
                     tape.append(Recorded(leaves, [], first))
                     if first:
                         self.cuts.update((x, True) for x in leaves if x.requires_grad)
-                step = self._recorded_step(k, leaves)
+                step = self.recorded_step(k, leaves)
                 if first:
                     self._first_time(k, step)
                 tape[-1].steps.append(step)
@@ -224,7 +229,7 @@ class AutogradStepper:
         self.recorded_runs += stop - start
         return _apart(state, entry), tape
 
-    def _recorded_step(self, k: int, leaves: State) -> Step:
+    def recorded_step(self, k: int, leaves: State) -> Step:
         """One recorded run. After plain runs some are listened to, and all if tensors were put where f looks.
 
         A plain run keeps no graph, so that what it leaves for a later call has no gradient any more.
@@ -260,7 +265,7 @@ class AutogradStepper:
         leaves, steps, fresh = block
         self.reversed -= len(steps)
         if fresh and self.tracking:
-            self._check_leaves(block)
+            self.check_leaves(block, self.reversed)
         if self.reversing is not None:
             self.reversing(self.reversed, steps[-1].state, cotangent, self.sums)
         roots: list[Tensor] = []
@@ -301,7 +306,7 @@ class AutogradStepper:
         if self.tick is not None:
             self.tick(k + 1)
 
-    def _check_leaves(self, block: Recorded) -> None:
+    def check_leaves(self, block: Recorded, start: int) -> None:
         """Follow the graph of steps that were never run plainly to its leaves, to make sure that nothing was missed."""
         leaves, steps, _ = block
         known = {id(x) for x in (*leaves, *self.captured.leaves, *(x for step in steps for x in step.inputs))}
@@ -312,7 +317,7 @@ class AutogradStepper:
                 refuse_kept(x, self.program.label)
         if unknown:
             states = [leaves, *(step.state for step in steps)]
-            for k, state in enumerate(states[:-1], self.reversed):
+            for k, state in enumerate(states[:-1], start):
                 with torch.no_grad():
                     self._name_the_missing(k, tuple(x.detach().contiguous() for x in state))
 
@@ -385,104 +390,3 @@ class Ambient:
             for kind, dtype, enabled in self._casts:
                 stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
             yield
-
-
-@dataclass
-class Sweep:
-    """A chain that has been run, with all that its reverse sweep needs; it may be reversed again and again."""
-
-    run: Run[State, list[Recorded], Cotangent]
-    stepper: AutogradStepper
-    slots: Store
-    ambient: Ambient
-
-    def check(self) -> None:
-        self.stepper.captured.check()
-
-    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
-        """Cotangents of (x_0, the program's inputs, the captured tensors)."""
-        stepper, program = self.stepper, self.stepper.program
-        stepper.begin_reverse(of_outputs)
-        with self.ambient.entered(), torch.enable_grad():
-            first = self.run.backward(of_state or [None] * self.slots.leaves)
-        self.slots.release()
-        if program.initial is not None:
-            first = [_sum(x, g if g is None else g[program.initial]) for x, g in zip(first, of_outputs, strict=True)]
-        sums, stepper.sums, stepper.cotangents = stepper.sums, [], []
-        return [*first, *program.input_cotangents(), *sums]
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    return b if a is None else a if b is None else a + b
-
-
-class Reversal(Protocol):
-    """What turns cotangents of results into cotangents of inputs."""
-
-    def check(self) -> None:
-        """Raise if something that is still needed has changed."""
-        ...
-
-    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]: ...
-
-
-@dataclass
-class Filled:
-    """A reversal whose cotangents are zeros where the results do not depend on an input."""
-
-    reversal: Reversal
-    inputs: Sequence[Tensor]
-
-    def check(self) -> None:
-        self.reversal.check()
-
-    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
-        found = self.reversal.reverse(of_outputs, of_state)
-        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, self.inputs, strict=True)]
-
-
-class _Join(torch.autograd.Function):
-    """Hands the results of a finished sweep to torch's graph; the inputs are x_0, the program's, the captured."""
-
-    @staticmethod
-    def forward(ctx: Any, sweep: Reversal, results: list[Tensor], outputs: int, *inputs: Tensor) -> tuple[Tensor, ...]:
-        ctx.sweep, ctx.outputs = sweep, outputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs)
-        values = tuple(results)
-        results.clear()
-        ctx.mark_non_differentiable(*(x for x in values if not differentiable(x)))
-        return values
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
-        ctx.sweep.check()  # before torch's own check, which names nothing
-        inputs = ctx.saved_tensors
-        needed = ctx.needs_input_grad[3:]
-        gradients = _Reverse.apply(ctx.sweep, ctx.outputs, len(inputs), *inputs, *cotangents)
-        return None, None, None, *(g if wanted else None for g, wanted in zip(gradients, needed, strict=True))
-
-
-class _Reverse(torch.autograd.Function):
-    """The reverse sweep, as a function of inputs and cotangents whose own derivative is refused, not silently zero."""
-
-    @staticmethod
-    def forward(ctx: Any, sweep: Reversal, outputs: int, inputs: int, *tensors: Tensor | None) -> Any:
-        cotangents = list(tensors[inputs:])
-        return tuple(sweep.reverse(cotangents[:outputs], cotangents[outputs:]))
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Any:
-        raise RuntimeError(
-            "this gradient cannot be differentiated again: the reverse sweep keeps no graph. "
-            "Use gradient='backprop' for second derivatives"
-        )
-
-
-def join(
-    reversal: Reversal, outputs: list[Tensor], final: State | None, inputs: Sequence[Tensor]
-) -> tuple[list[Tensor], State | None]:
-    """Finished results (and the last state, unless None) as differentiable functions of the inputs."""
-    count = len(outputs)
-    results = _Join.apply(reversal, [*outputs, *(x.clone() for x in final or ())], count, *inputs)
-    return list(results[:count]), tuple(results[count:]) if final is not None else None

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Cotangent, join
+from adjoint.autograd import Ambient, AutogradStepper, Cotangent
 from adjoint.captured import Captured
 from adjoint.discrete import run_plainly
+from adjoint.join import join
 from adjoint.kept import heard
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
@@ -207,4 +208,5 @@ class _Backwards:
         if not heard(self.calls):
             return self.program.slope(self.captured.recorded, t, state)
         listener = self.captured.listener()
-        return listener.run(lambda function: self.program.slope(function, t, state), f"at t={float(t):.6g}")
+        when = f"at t={float(t):.6g}" if not t.is_meta else "on the way back"
+        return listener.run(lambda function: self.program.slope(function, t, state), when)

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Filled, Reversal, Sweep, TooManyTapes, join
+from adjoint.autograd import Ambient, AutogradStepper, TooManyTapes
 from adjoint.captured import Captured
 from adjoint.continued import Continuable, describe, opened
+from adjoint.join import Filled, Reversal, Sweep, join
 from adjoint.memories import Memories
 from adjoint.probe import Unmarked, probe, unchanging
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.steppers.lockstep import LockstepProgram, MemberSweep
+from adjoint.tangents import Linearisation
 from adjoint.tensors import State
 from adjoint.tiers import Store
 from adjoint.timeline import SolveError
@@ -27,29 +29,39 @@ class Discrete:
     """The discrete adjoint: every step transposed, in reverse, from states kept or recomputed."""
 
     def __call__(self, problem: Problem) -> Outcome:
-        program = problem.program
-        captured = Captured(problem.function, program.label)
-        for x in problem.state:
-            captured.watch("the first state", x)
-        for x in (*program.inputs, *program.series):
-            captured.watch("an input", x)
-        state = tuple(x.detach().contiguous() for x in problem.state)
-        stepper = AutogradStepper(program, captured)
-        stepper.tick = problem.tick
-        if problem.reversing is not None:
-            stepper.reversing, stepper.block = problem.reversing, 1
-        everything = (*problem.state, *program.inputs, *captured.tensors)
-        if stepper.tracking and any(x.requires_grad for x in everything):
+        stepper, state, inputs = prepare(problem)
+        if stepper.tracking and any(x.requires_grad for x in inputs):
             ambient = Ambient()
             with ambient.entered():
                 return _differentiable(problem, stepper, state, ambient)
-        program.begin(problem.function, problem.state)
-        journal = _journal(problem, stepper, state)
-        final, failure = _plainly(problem, stepper, state, journal)
-        if journal is not None:
-            journal.finish()
-        last = tuple(x.clone() for x in final) if problem.wants_final else None
-        return Outcome(stepper.outputs.buffers, last, _stats(stepper), None, failure)
+        return without_gradient(problem, stepper, state)
+
+
+def prepare(problem: Problem) -> tuple[AutogradStepper, State, tuple[Tensor, ...]]:
+    """A stepper, its first state, and all that a gradient may reach: the first state, the inputs, the captured."""
+    program = problem.program
+    captured = Captured(problem.function, program.label)
+    for x in problem.state:
+        captured.watch("the first state", x)
+    for x in (*program.inputs, *program.series):
+        captured.watch("an input", x)
+    stepper = AutogradStepper(program, captured)
+    stepper.tick = problem.tick
+    if problem.reversing is not None:
+        stepper.reversing, stepper.block = problem.reversing, 1
+    state = tuple(x.detach().contiguous() for x in problem.state)
+    return stepper, state, (*problem.state, *program.inputs, *captured.tensors)
+
+
+def without_gradient(problem: Problem, stepper: AutogradStepper, state: State) -> Outcome:
+    """The values alone."""
+    problem.program.begin(problem.function, problem.state)
+    journal = _journal(problem, stepper, state)
+    final, failure = _plainly(problem, stepper, state, journal)
+    if journal is not None:
+        journal.finish()
+    last = tuple(x.clone() for x in final) if problem.wants_final else None
+    return Outcome(stepper.outputs.buffers, last, _stats(stepper), None, failure)
 
 
 def run_plainly(
@@ -114,7 +126,7 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
         else:
             found, final, failure = _explore(problem, stepper, state, memories, journal)
             if stepper.frontier == 0:
-                return Outcome(_only_first(problem, stepper), final, _stats(stepper), None, failure)
+                return Outcome(only_first(problem, stepper), final, _stats(stepper), None, failure)
             if failure is not None and journal is not None:
                 journal.finish()
             if found is not None:
@@ -126,7 +138,14 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
     stepper.captured.check_unwritten()
     values, stepper.outputs.buffers = stepper.outputs.buffers, []
     inputs = (*problem.state, *program.inputs, *stepper.captured.tensors)
-    sweep = Sweep(run, stepper, stores[0], ambient)
+    frontier = stepper.frontier
+
+    def again(pair: State) -> tuple[Schedule, dict[int, Store]]:
+        anew = memories.of_pairs(pair)
+        second = anew.plan(frontier)
+        return second.schedule, anew.stores(second)
+
+    sweep = Sweep(run, stepper, stores[0], ambient, Linearisation(stepper, state, again, ambient))
     reversal: Reversal = MemberSweep(sweep, program) if isinstance(program, LockstepProgram) else sweep
     if problem.zeros:
         reversal = Filled(reversal, inputs)
@@ -147,7 +166,7 @@ def _run(
     return Chain(plan.schedule, through, stores, given=True, journal=journal), stores
 
 
-def _only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
+def only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
     """The outputs when not even one step was taken: the first state is the caller's own."""
     pairs = zip(problem.state, stepper.outputs.buffers, strict=True)
     return [torch.cat((x[None], rest[1:])) for x, rest in pairs]

@@ -13,6 +13,7 @@ from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
 from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats
+from adjoint.sensitivity import Tangent
 from adjoint.tensors import State, differentiable
 from adjoint.timeline import SolveError
 
@@ -68,7 +69,12 @@ def _collected(found: dict[Index, State], count: int) -> list[Tensor]:
     return outputs
 
 
-GRADIENTS: dict[str, Callable[[], Gradient]] = {"discrete": Discrete, "backprop": Backprop, "backsolve": Backsolve}
+GRADIENTS: dict[str, Callable[[], Gradient]] = {
+    "discrete": Discrete,
+    "backprop": Backprop,
+    "backsolve": Backsolve,
+    "tangent": Tangent,
+}
 
 
 def gradient_named(gradient: str | Gradient) -> Gradient:
@@ -80,4 +86,4 @@ def gradient_named(gradient: str | Gradient) -> Gradient:
     return named("gradient", gradient, GRADIENTS)()
 
 
-__all__ = ["GRADIENTS", "Backprop", "Backsolve", "Discrete", "Tensor", "gradient_named"]
+__all__ = ["GRADIENTS", "Backprop", "Backsolve", "Discrete", "Tangent", "Tensor", "gradient_named"]

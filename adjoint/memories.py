@@ -37,6 +37,14 @@ class Memories:
         """States on their way: one out for each store, one in."""
         self._prices: Prices | None = None
 
+    def of_pairs(self, pair: State) -> Memories:
+        """The same memory for pairs of a state and its tangent."""
+        other = Memories(self._problem, self._captured, pair, self._weights.of_pairs(), None)
+        if len(self._tiers) > 1:
+            prices = self._measured()
+            other._prices = replace(prices, write=_twice(prices.write), read=_twice(prices.read))
+        return other
+
     @property
     def exact(self) -> bool:
         """Whether states come back as they were."""
@@ -150,6 +158,10 @@ class Memories:
             return tier.write, tier.read
         write, read = store_seconds(tier.open(self._state, None, None), self._state, finished=_finished(self._device))
         return write if tier.write is None else tier.write, read if tier.read is None else tier.read
+
+
+def _twice(seconds: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(2 * x for x in seconds)
 
 
 def _lossless(codec: Codec | None) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Cotangent, Filled, join
+from adjoint.autograd import Cotangent
 from adjoint.continuous import Backsolve
 from adjoint.gradients import gradient_named
+from adjoint.join import Filled, join
 from adjoint.methods import Method, program_of
 from adjoint.options import Question, callbacks_of, control_of, method_named, tolerance_of
 from adjoint.problem import Gradient, Problem, check_memory

@@ -49,6 +49,10 @@ class Weights:
             given=True,
         )
 
+    def of_pairs(self) -> Weights:
+        """The same for pairs of a state and a direction: a transpose is differentiated while its own graph is held."""
+        return Weights(2 * self.state, self.tape + self.state, 2 * self.working + 3 * self.tape)
+
     def check(self, budget: int | str | None, device: torch.device) -> None:
         """Raise at once if the budget cannot hold even one state and one tape."""
         if budget is not None:

@@ -115,6 +115,12 @@ class ScanProgram:
     def restore(self, snapshot: Any) -> None:
         self._cotangents = snapshot
 
+    def begin_tangents(self, directions: Sequence[Tensor | None]) -> None:
+        self._directions = directions
+
+    def tangents(self, k: int, leaves: int) -> Sequence[Tensor | None]:
+        return [None if v is None else v[:, k] for v in self._directions]
+
 
 def scan(
     step: Callable[..., tuple[Any, Any]],

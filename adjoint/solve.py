@@ -90,8 +90,8 @@ def solve(
         schedule: a schedule of your own instead of a planned one; its k-th tier is the k-th of ``tiers``.
         journal: a folder (or a :class:`revolve.Journal`) in which progress is kept. If the process dies, the same call
             and the same ``backward()`` in another process go on from there, and end with the same bits.
-        gradient: "discrete" (exact, by checkpoints), "backprop" (torch's graph), "backsolve" (continuous), or an
-            object such as ``Backsolve(rtol=1e-8)``.
+        gradient: "discrete" (exact, by checkpoints), "backprop" (torch's graph), "tangent" (exact, carried forwards;
+            for few parameters), "backsolve" (continuous), or an object such as ``Backsolve(rtol=1e-8)``.
         max_steps: of an adaptive solve.
         controller: "I", "PI", "PID", or a :class:`Controller` with limits of its own (min_step, max_step, safety, ...).
         norm: how large a scaled error is, as a function of a tree like y0; the default is the root mean square. A norm

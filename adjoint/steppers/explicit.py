@@ -21,6 +21,7 @@ from torch import Tensor
 from adjoint.autograd import Step
 from adjoint.steppers.stages import Stages, Terms
 from adjoint.tableaus import Tableau
+from adjoint.tangents import Batch, pushed
 from adjoint.tensors import State, Structure, added, refuse_writing, versions_of
 from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, GridTimeline, SolveError, replayed
 
@@ -361,6 +362,22 @@ class ExplicitProgram:
         if isinstance(self.timeline, AdaptiveTimeline):
             self.timeline.restore(found)
         self._announced, self._known_slope, self._first_row = self.timeline.steps, None, -1
+
+    def begin_tangents(self, directions: Sequence[Tensor | None]) -> None:
+        self._along: tuple[Tensor, Tensor] | None = None
+        for rows in directions:
+            if rows is not None:
+                t, rows = self.t.detach().to(self.device, self.wide), rows.to(self.device, self.wide)
+                with torch.enable_grad():
+                    knots = self.timeline.knots(t.requires_grad_())
+                self._along = pushed([knots], [t], [rows], Batch(len(rows), self.label))[0], rows
+
+    def tangents(self, k: int, leaves: int) -> Sequence[Tensor | None]:
+        if not leaves or self._along is None:
+            return (None,) * leaves
+        inner = self.interpolated(self.asked.inside(*self.timeline.ends(k)))
+        ends, asked = self._along
+        return (torch.cat((ends[:, k : k + 2], asked[:, inner.start : inner.stop]), 1),)
 
     def interpolated(self, inside: range) -> range:
         """Of the asked times inside a step, those whose values are interpolated."""

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Cotangent, Step, Sweep
+from adjoint.autograd import Cotangent, Step
+from adjoint.join import Sweep
 from adjoint.lockstep_timeline import NONFINITE, STATUS, UNDERFLOW, AdaptiveLockstep
 from adjoint.member_times import FixedLockstep, KnownLockstep, MemberTimes
 from adjoint.steppers.explicit import Tolerance
 from adjoint.steppers.member_step import Coefficients, MemberStep, finite, spread
 from adjoint.tableaus import Tableau
+from adjoint.tangents import Batch, Directions, Second, pushed
 from adjoint.tensors import State, Structure, refuse_writing, scattered, versions_of
 
 NEVER = 2**62
@@ -361,6 +363,23 @@ class LockstepProgram:
         total = self._of_asked.sum(0) if self._t.ndim == 1 else self._of_asked
         return (total.to(self._t),)
 
+    def begin_tangents(self, directions: Directions) -> None:
+        self._directions = [None if v is None else v.to(self.asked.t) for v in directions]
+
+    def tangents(self, k: int, leaves: int) -> Directions:
+        rows = self._directions[0] if leaves else None
+        if rows is None:
+            return [None] * leaves
+        with torch.enable_grad():
+            t = self._t.detach().to(self.asked.t).requires_grad_()
+            asked = t.expand(self.members, -1)
+            moving = [self.timeline.moving(i, asked) for i in (k, k + 1)]
+            inside, _ = self.timeline.passing(k)
+            if inside is not None:
+                places, member = inside
+                moving.append(asked[member, places])
+        return pushed(moving, [t], [rows], Batch(len(rows), self.label))
+
 
 @dataclass
 class MemberSweep:
@@ -381,6 +400,17 @@ class MemberSweep:
         if self.program.doubtful and not _all_finite(found):
             self.program.doubtful = False
             found = self.sweep.reverse(of_outputs, of_state)
+        return self._unpoisoned(found)
+
+    def tangents(self, directions: Directions) -> tuple[list[Tensor], State]:
+        return self.sweep.tangents(directions)
+
+    def second(self, of_outputs: Cotangent, of_state: Cotangent, directions: Directions) -> Second:
+        second = self.sweep.second(of_outputs, of_state, directions)
+        self._unpoisoned(second.inputs)
+        return second
+
+    def _unpoisoned(self, found: Cotangent) -> Cotangent:
         if self.program.poisoned and not all(self._kept_in(x) for x in found if x is not None):
             b = self.program.poisoned[0]
             raise RuntimeError(
