@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import torch
 
-from benchmarks import eager, memory
-from benchmarks.measure import machine
+from benchmarks import eager, memory, online, plans
+from benchmarks.measure import Section, machine
 
-SECTIONS = {"eager": eager.run, "memory": memory.run}
+HEAD = "# Benchmarks\n"
+
+
+def online_run(device: str) -> Section:
+    """Every number of slots from 3 to 50, n to 100,000: some minutes."""
+    return Section(online.TITLE, online.TEXT, online.HEADER, tuple(online.table(range(3, 51), 100_000)))
+
+
+SECTIONS = {"eager": eager.run, "memory": memory.run, "plans": plans.run, "online": online_run}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, and write a page of tables.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(SECTIONS)} (default: all)")
     parser.add_argument("--device", default="cpu", help="cpu (one thread) or cuda")
-    parser.add_argument("--out", type=Path, help="write the page here; otherwise print it")
+    parser.add_argument(
+        "--out", type=Path, help="write the sections into this page, in place of those of the same name"
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(SECTIONS))
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
     torch.set_num_threads(1)
-    page = ["# Benchmarks", "", f"Made by `python -m benchmarks`. {machine(options.device)}.", ""]
-    for name, run in SECTIONS.items():
-        if not options.names or name in options.names:
-            page.append(run(options.device).markdown())
-    text = "\n".join(page)
+    made = [run(options.device) for name, run in SECTIONS.items() if not options.names or name in options.names]
+    measured = f"Measured by `python -m benchmarks` on: {machine(options.device)}."
+    texts = {section.title: f"{section.markdown()}\n{measured}\n" for section in made}
     if options.out is None:
-        print(text)
+        print(HEAD, *texts.values(), sep="\n")
     else:
-        options.out.write_text(text)
+        options.out.write_text(merged(options.out.read_text() if options.out.exists() else "", texts))
+
+
+def merged(page: str, texts: dict[str, str]) -> str:
+    """The page with these sections, by title; the others stay as they are."""
+    head, *sections = re.split(r"^(?=## )", page or HEAD, flags=re.MULTILINE)
+    found = {text.split("\n", 1)[0].removeprefix("## "): text.rstrip() + "\n" for text in sections}
+    return "\n".join([head.rstrip() + "\n", *(found | texts).values()])
 
 
 if __name__ == "__main__":

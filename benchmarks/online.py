@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -100,6 +100,26 @@ def measured(slots: int, steps: int) -> dict[str, tuple[float, float]]:
     return {rule: ((ratio := values / best).max(), ratio.mean()) for rule, values in runs.items()}
 
 
+TITLE = "Online: the end found on the way"
+TEXT = (
+    "Plain runs over the offline optimum's, worst and mean over every length n = 2 .. 100,000. `revolve`: `Online`, which "
+    "decides whether to keep a state when the step after it has proved not to be the last, and gives up the state whose loss "
+    "costs least; it is the optimum up to the n in the second column. `greedy`: the same choice, decided before the step (the "
+    "known rule). `levels`: Wang, Moin & Iaccarino (2009), decided before the step."
+)
+HEADER = ("slots", "optimal to n =", "revolve, worst", "mean", "greedy, worst", "mean", "levels, worst", "mean")
+
+
+def table(slots: Iterable[int], steps: int) -> Iterator[tuple[str, ...]]:
+    """A row for each number of slots; checked: ours is never above the others, neither the worst nor the mean."""
+    for number in slots:
+        ratios = measured(number, steps)
+        for rule in ("greedy", "levels"):
+            assert all(a <= b for a, b in zip(ratios["revolve"], ratios[rule], strict=True)), (number, ratios)
+        cells = (f"{ratio:.4f}" for pair in ratios.values() for ratio in pair)
+        yield str(number), str(beta(slots=number, repetitions=2) + 1), *cells
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slots", default=",".join(map(str, range(3, 51))), help="for instance 3,10,50")
@@ -107,12 +127,12 @@ def main() -> None:
     options = parser.parse_args()
     print("ratio to the offline optimum, n = 2 ..", options.steps)
     print("   c  optimal to   revolve worst    mean    greedy worst    mean    levels worst    mean")
-    for slots in map(int, options.slots.split(",")):
-        ratios = measured(slots, options.steps)
-        for rule in ("greedy", "levels"):
-            assert all(a <= b for a, b in zip(ratios["revolve"], ratios[rule], strict=True)), (slots, ratios)
-        cells = "".join(f"{worst:>16.5f}{mean:>8.5f}" for worst, mean in ratios.values())
-        print(f"{slots:>4}{beta(slots=slots, repetitions=2) + 1:>12}{cells}", flush=True)
+    for slots, reach, *cells in table(map(int, options.slots.split(",")), options.steps):
+        print(
+            f"{slots:>4}{reach:>12}",
+            *(f"{cell:>{16 if k % 2 == 0 else 8}}" for k, cell in enumerate(cells)),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

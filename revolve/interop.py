@@ -28,6 +28,7 @@ from revolve.actions import (
     encode,
     tally,
 )
+from revolve.mixed import ON_TAPE, Mixed, Stages
 
 STORAGE = (StorageType.RAM, StorageType.DISK)
 WORK, NOWHERE = StorageType.WORK, StorageType.NONE
@@ -36,7 +37,9 @@ WORK, NOWHERE = StorageType.WORK, StorageType.NONE
 class Exported(CheckpointSchedule):
     """One of our schedules for a chain of known length, as ``checkpoint_schedules`` has them.
 
-    A kept tape is stored in RAM under its first step. A state's last load is a Move.
+    A kept tape is stored in RAM under its first step. A state's last load is a Move; one that is promoted is moved to
+    working memory, and stored anew by the Forward that follows. pyadjoint takes such a plan as it is, unless it gives up a
+    kept state in the first sweep, as :class:`Online` does.
     """
 
     def __init__(self, schedule: Schedule, steps: int) -> None:
@@ -46,6 +49,11 @@ class Exported(CheckpointSchedule):
         self._tiers = {a[2] for a in both_sweeps(schedule, steps) if isinstance(a, Save)}
         if self._tiers - {0, 1}:
             raise ValueError(f"{schedule} keeps states in tiers {sorted(self._tiers)}; only 0 (RAM) and 1 (DISK) exist")
+        if isinstance(schedule, (Mixed, Stages)) and ON_TAPE in self._tiers:
+            raise ValueError(
+                f"{schedule} starts again from tapes, which checkpoint_schedules cannot say; take the same schedule "
+                f"without {'holds_end' if isinstance(schedule, Mixed) else 'last_is_solution'}=True"
+            )
 
     @property
     def is_exhausted(self) -> bool:
@@ -75,16 +83,12 @@ def exported(schedule: Schedule, steps: int) -> Iterator[object]:
     for place, action in enumerate(actions):
         following = actions[place + 1] if place + 1 < len(actions) else None
         match action:
-            case Save(step, tier):
-                before = actions[place - 1] if place else None
-                if isinstance(before, Load) and before.step == step:
-                    yield Copy(step, STORAGE[before.tier], STORAGE[tier])
-                elif pending is not None or not isinstance(following, Advance):
+            case Save():
+                if pending is not None or not isinstance(following, Advance):
                     raise ValueError(f"{action} is not followed by a plain run; checkpoint_schedules cannot say that")
-                else:
-                    pending = action
+                pending = action
             case Advance(start, stop):
-                kept = NOWHERE if pending is None else STORAGE[pending.tier]
+                kept = WORK if pending is None else STORAGE[pending.tier]
                 yield Forward(start, stop, pending is not None, False, kept)
                 pending = None
             case Record(start, stop):
@@ -108,14 +112,13 @@ def exported(schedule: Schedule, steps: int) -> Iterator[object]:
 
 
 def _last_loads(actions: Sequence[Action]) -> dict[int, int]:
-    """Where the last load of a state stands, and its drop; not if the load is there to promote the state."""
+    """Where the last load of a state stands, and its drop."""
     last: dict[tuple[int, int], int] = {}
     found: dict[int, int] = {}
     for place, action in enumerate(actions):
         match action:
             case Load(step, tier):
-                promotes = isinstance(actions[place + 1], Save)
-                last.pop((step, tier), None) if promotes else last.__setitem__((step, tier), place)
+                last[step, tier] = place
             case Drop(step, tier) if (step, tier) in last:
                 found[last.pop((step, tier))] = place
     return found

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 from revolve import binomial
-from revolve.actions import DROP, LOAD, SAVE, Action, Advance, Drop, Load, Record, Report, Reverse, Save, Saved, tally
+from revolve.actions import Action, Advance, Drop, Load, Record, Report, Reverse, Save, Saved, tally
 from revolve.hierarchy import LONGEST, HRevolve, Tier, backward_in_pieces
 from revolve.pieces import Piece, as_array, walk
-from revolve.schedules import Binomial, Segment, close_gaps
+from revolve.schedules import Segment, close_gaps
 
 DISK = 1
 LONGEST_RANKED = 5_000_000
@@ -96,17 +96,37 @@ def _places(steps: int, slots: int, memory: int, home: int | None = None) -> tup
 
     ``home``: the tier of the lowest, if that lies somewhere already.
     """
-    verb, _, tier = Binomial(slots).array(steps).T
-    at_stack = tier == 0
-    held = np.cumsum((verb == SAVE).astype(np.int64) - (verb == DROP))
-    used = np.bincount(held[at_stack & ((verb == SAVE) | (verb == LOAD))] - 1, minlength=slots)[:slots]
-    places = np.full(slots, DISK)
+    used, places = _used(steps, slots).copy(), np.full(slots, DISK)
     if home is not None and slots:
         used[0] = np.iinfo(np.int64).max if home == 0 else -1
     places[np.argsort(-used, kind="stable")[:memory]] = 0
     if home is not None and slots:
         places[0] = home
     return tuple(places.tolist())
+
+
+def _used(steps: int, slots: int) -> np.ndarray:
+    """Loads and saves at each place in Binomial's stack, without the save of the lowest; equal parts are counted once."""
+    known: dict[tuple[int, int], np.ndarray] = {}
+    stack = [(steps, slots)]
+    while stack:
+        length, free = part = stack.pop()
+        if part in known:
+            continue
+        if length == 1 or free == 1:
+            known[part] = np.array([length - 1] + [0] * (free - 1), dtype=np.int64)[:free]
+            continue
+        middle = binomial.first_split(length, free)
+        lower, upper = (middle, free), (length - middle, free - 1)
+        if lower in known and upper in known:
+            used = known[lower].copy()
+            used[0] += 1
+            used[1:] += known[upper]
+            used[1] += length - middle > 1
+            known[part] = used
+        else:
+            stack += [part, lower, upper]
+    return known[steps, slots]
 
 
 class _Whole(NamedTuple):

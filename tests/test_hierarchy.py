@@ -13,6 +13,7 @@ from revolve import (
     DiskRevolve,
     Drop,
     HRevolve,
+    Load,
     Multistage,
     PeriodicDisk,
     Report,
@@ -23,6 +24,7 @@ from revolve import (
     extra_steps,
     verify,
 )
+from revolve.multistage import _used
 
 Prices = tuple[tuple[int, float, float], ...]
 
@@ -94,6 +96,16 @@ def test_multistage_moves_less_than_ranking_the_places_of_one_stack() -> None:
         report, placed = Multistage(memory, disk).price(steps), Multistage(memory, disk, promotes=False).price(steps)
         assert report.plain_runs == placed.plain_runs == extra_steps(steps=steps, slots=memory + disk)
         assert report.tiers[1].saves + report.tiers[1].loads <= placed.tiers[1].saves + placed.tiers[1].loads <= ranked
+
+
+def test_the_use_of_each_place_is_what_the_plan_does() -> None:
+    for steps, slots in ((1, 2), (2, 2), (9, 1), (60, 3), (333, 7)):
+        used, depth = [0] * slots, 0
+        for action in both_sweeps(Binomial(slots), steps):
+            depth += isinstance(action, Save) - isinstance(action, Drop)
+            if isinstance(action, (Save, Load)):
+                used[depth - 1] += 1
+        assert _used(steps, slots).tolist() == [used[0] - (steps > 1), *used[1:]]
 
 
 def test_a_long_chain_is_placed_by_rank() -> None:

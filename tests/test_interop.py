@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import checkpoint_schedules as theirs
@@ -9,15 +10,16 @@ import numpy as np
 import pytest
 from revolve_cases import chain, members
 
-from revolve import Binomial, Mixed, Online, Run, Schedule, StoreAll, extra_steps, verify
+from revolve import Binomial, HRevolve, Mixed, Online, Run, Schedule, Stages, StoreAll, Tier, extra_steps, verify
 from revolve.interop import Exported, Imported, imported
 
 RAM, DISK = theirs.StorageType.RAM, theirs.StorageType.DISK
 
 
 def expressible(schedule: Schedule) -> bool:
-    """Two tiers at most."""
-    return len(getattr(schedule, "tiers", ())) < 3
+    """Two tiers at most, and no start from a tape."""
+    mixed = schedule.mixed if isinstance(schedule, Stages) else schedule
+    return len(getattr(schedule, "tiers", ())) < 3 and not getattr(mixed, "holds_end", False)
 
 
 every_schedule = pytest.mark.parametrize("schedule", [s for s in members() if expressible(s)], ids=str)
@@ -98,8 +100,55 @@ def test_its_schedules_pass_our_referee_at_our_price() -> None:
     )
 
 
+def gradient_by_pyadjoint(schedule: Any, steps: int) -> list[float]:
+    """d(x_n^2) / d(x_0, a) for n logistic steps on pyadjoint's tape."""
+    pyadjoint = pytest.importorskip("pyadjoint")
+    with pyadjoint.set_working_tape() as tape:
+        pyadjoint.continue_annotation()
+        tape._package_data["none"] = Idle()
+        if schedule is not None:
+            tape.enable_checkpointing(schedule)
+        start, rate = pyadjoint.AdjFloat(0.7), pyadjoint.AdjFloat(0.3)
+        x = start
+        for _ in tape.timestepper(iter(range(steps))):
+            x = x + rate * x * (1 - x)
+        reduced = pyadjoint.ReducedFunctional(x * x, [pyadjoint.Control(start), pyadjoint.Control(rate)])
+        gradient = [float(derivative) for derivative in reduced.derivative()]
+        pyadjoint.pause_annotation()
+    return gradient
+
+
+class Idle:
+    """What pyadjoint asks of a package that keeps data on disk; floats keep none."""
+
+    def continue_checkpointing(self) -> None:
+        pass
+
+    pause_checkpointing = continue_checkpointing
+
+
+@pytest.mark.parametrize("schedule", [s for s in members() if expressible(s) and not isinstance(s, Online)], ids=str)
+def test_pyadjoint_makes_the_same_gradient(schedule: Schedule) -> None:
+    for steps in (1, 2, 9):
+        assert gradient_by_pyadjoint(Exported(schedule, steps), steps) == gradient_by_pyadjoint(None, steps)
+
+
+def test_a_promoted_state_is_moved_and_stored_anew() -> None:
+    schedule = HRevolve((Tier(1), Tier(2, 3.0, 3.0)))
+    actions = list(Exported(schedule, 14))
+    promoted = [
+        (a, b)
+        for a, b in pairwise(actions)
+        if isinstance(a, theirs.Move) and isinstance(b, theirs.Forward) and b.write_ics
+    ]
+    assert promoted
+    assert all(a.from_storage == DISK and a.to_storage == theirs.StorageType.WORK and b.n0 == a.n for a, b in promoted)
+
+
 def test_what_it_cannot_say_is_refused() -> None:
     with pytest.raises(ValueError, match=r"only 0 \(RAM\) and 1 \(DISK\) exist"):
         Exported(next(s for s in members() if len(getattr(s, "tiers", ())) == 3), 100)
+    with pytest.raises(ValueError, match="starts again from tapes, .*; take the same schedule without holds_end=True"):
+        Exported(Mixed(3, holds_end=True), 20)
     with pytest.raises(ValueError, match="this plan was made for 9 steps; give steps=9"):
         imported(Exported(Online(3), 9), 9).price(10)
