@@ -124,8 +124,8 @@ def draw_likelihood(axes: Axes, numbers: Tensor, lengths: Tensor, drop: Tensor) 
     levels = {1.15: "68 %", 3.0: "95 %", 4.61: "99 %"}
     for level, alpha in zip(levels, (0.45, 0.25, 0.15), strict=True):
         axes.contourf(numbers, lengths, drop, [0, level], colors=[BLUE], alpha=alpha)
-    lines = axes.contour(numbers, lengths, drop, list(levels), colors=[BLUE], linewidths=0.8)
-    axes.clabel(lines, fmt=levels, fontsize=9)
+        axes.fill([], [], color=BLUE, alpha=alpha, label=f"{levels[level]} sure")
+    axes.contour(numbers, lengths, drop, list(levels), colors=[BLUE], linewidths=0.8)
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def draw_misfits(axes: Axes, rho: Tensor, misfits: dict[int, Tensor]) -> None:
         axes.plot(rho, misfit, color=color, linewidth=1, label=f"window {end}")
     axes.axvline(28, color=GREY, linewidth=0.8, linestyle=":")
     axes.set_ylim(0, 1.25 * float(misfits[15].max()))
-    axes.legend(frameon=False, loc="upper left", ncols=3, columnspacing=1.2)
+    axes.legend(framealpha=1, edgecolor="none", loc="upper left", ncols=3, columnspacing=1.2)
     tidy(axes, "What a fit of rho has to descend (true: 28)", "rho", "root mean square misfit of the run")
 
 

@@ -241,14 +241,15 @@ def draw_flow(axes: Axes, tunnel: Tunnel) -> None:
     angle = torch.tensor(ANGLE, dtype=DOUBLE)
     f = tunnel.blow(angle, torch.zeros(KNOTS, dtype=DOUBLE))[1]
     velocity = torch.stack((f[:, 2] - f[:, 0], f[2] - f[0])).sum(1) / f.sum((0, 1))
-    x, y = tunnel.cells().unbind(-1)
-    image = axes.pcolormesh(x, y, velocity.norm(dim=0) / WIND, cmap="viridis", vmin=0, shading="gouraud")
+    velocity = velocity.numpy() / WIND
+    x, y = tunnel.cells().permute(2, 0, 1).numpy()
+    image = axes.pcolormesh(x, y, np.hypot(*velocity), cmap="viridis", vmin=0, shading="gouraud")
     axes.figure.colorbar(image, ax=axes, label="speed / wind", shrink=0.85, pad=0.01)
     lines = {"color": "white", "linewidth": 0.5, "arrowsize": 0.6, "density": 1.3}
-    axes.streamplot(x[0].numpy(), y[:, 0].numpy(), *velocity.numpy(), **lines)
+    axes.streamplot(x[0], y[:, 0], *velocity, **lines)
     axes.fill(*section(angle, torch.zeros(KNOTS, dtype=DOUBLE)).T.numpy(), color="black", zorder=3)
     axes.set_aspect("equal")
-    axes.set_xlim(-0.9, float(x.max()))
+    axes.set_xlim(-0.9, x.max())
     axes.set_ylim(-0.68, 0.68)
     runs = revolve.Binomial(SLOTS).price(tunnel.steps).runs / tunnel.steps
     title = f"Air after {tunnel.steps} steps. A gradient keeps {SLOTS} states and runs each step {runs:.1f} times"
