@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import eager, memory, online, plans
 from benchmarks.measure import Section, machine
+from benchmarks.peers import report as peers
 
 HEAD = "# Benchmarks\n"
 
@@ -19,7 +20,7 @@ def online_run(device: str) -> Section:
     return Section(online.TITLE, online.TEXT, online.HEADER, tuple(online.table(range(3, 51), 100_000)))
 
 
-SECTIONS = {"eager": eager.run, "memory": memory.run, "plans": plans.run, "online": online_run}
+SECTIONS = {"eager": eager.run, "memory": memory.run, "plans": plans.run, "online": online_run, "peers": peers.run}
 
 
 def main() -> None:
@@ -41,6 +42,8 @@ def main() -> None:
         print(HEAD, *texts.values(), sep="\n")
     else:
         options.out.write_text(merged(options.out.read_text() if options.out.exists() else "", texts))
+        for file, picture in (pair for section in made for pair in section.pictures):
+            picture.savefig(options.out.parent / file, dpi=110)
 
 
 def merged(page: str, texts: dict[str, str]) -> str:

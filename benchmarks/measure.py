@@ -10,20 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
 class Section:
-    """One table of the report."""
+    """One table of the report, or a picture, under a heading of this level."""
 
     title: str
     text: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    picture: Figure | None = None
+    name: str = ""
+    """Of the picture's file."""
+    level: int = 2
 
     def markdown(self) -> str:
-        lines = [f"## {self.title}", "", self.text, "", _row(self.header), _row(["---"] * len(self.header))]
-        return "\n".join([*lines, *map(_row, self.rows), ""])
+        lines = ["#" * self.level + f" {self.title}", "", self.text, ""]
+        if self.picture is not None:
+            lines += [f"![{self.title}]({self.name}.png)", ""]
+        if self.rows:
+            lines += [_row(self.header), _row(["---"] * len(self.header)), *map(_row, self.rows), ""]
+        return "\n".join(lines)
 
 
 def _row(cells: Sequence[str]) -> str:
