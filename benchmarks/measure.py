@@ -15,24 +15,23 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Section:
-    """One table of the report, or a picture, under a heading of this level."""
+    """One table of the report; or several, each a part, with a picture of them all."""
 
     title: str
     text: str
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
-    picture: Figure | None = None
-    name: str = ""
-    """Of the picture's file."""
-    level: int = 2
+    parts: tuple[Section, ...] = ()
+    pictures: tuple[tuple[str, Figure], ...] = ()
+    """Each with the name of its file."""
 
-    def markdown(self) -> str:
-        lines = ["#" * self.level + f" {self.title}", "", self.text, ""]
-        if self.picture is not None:
-            lines += [f"![{self.title}]({self.name}.png)", ""]
+    def markdown(self, heading: str = "##") -> str:
+        lines = [f"{heading} {self.title}", "", self.text, ""]
+        for name, _ in self.pictures:
+            lines += [f"![{self.title}]({name})", ""]
         if self.rows:
             lines += [_row(self.header), _row(["---"] * len(self.header)), *map(_row, self.rows), ""]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(part.markdown(f"{heading}#") for part in self.parts)])
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ import psutil
 
 from benchmarks.peers.problems import Problem
 
+ROOT = Path(__file__).parents[2]
 ROOM = 8 * 2**30
 """Bytes that a process may hold."""
 PATIENCE = 300.0
@@ -69,11 +70,16 @@ class Measured:
 
     contender: Contender
     bytes: int = 0
-    seconds: float = 0.0
+    seconds: tuple[float, ...] = ()
+    """Of one gradient, round by round."""
     first: float = 0.0
     """Seconds of the first gradient, compilation included."""
     gradient: np.ndarray | None = None
     why_not: str | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
 
 class Child:
@@ -87,6 +93,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            cwd=ROOT,
             env={**os.environ, **QUIET, **environment},
         )
         os.sched_setaffinity(self._process.pid, {core})
@@ -141,7 +148,7 @@ def weighed(problem: Problem, contender: Contender, core: int) -> Measured:
 
 
 def measured(problem: Problem, repeats: int, contenders: Sequence[Contender] = CONTENDERS) -> list[Measured]:
-    """Every contender on this problem; the seconds are medians, taken in turn."""
+    """Every contender on this problem, timed in turn."""
     core = max(os.sched_getaffinity(0))
     heavy = [weighed(problem, contender, core) for contender in contenders]
     children: dict[Contender, Child] = {}
@@ -163,4 +170,4 @@ def measured(problem: Problem, repeats: int, contenders: Sequence[Contender] = C
 def _timed(m: Measured, first: dict[str, Any], seconds: list[float]) -> Measured:
     if "error" in first:
         return Measured(m.contender, why_not=first["error"])
-    return Measured(m.contender, m.bytes, statistics.median(seconds), first["first"], m.gradient)
+    return Measured(m.contender, m.bytes, tuple(seconds), first["first"], m.gradient)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
@@ -16,26 +18,23 @@ REPEATS = 7
 TEXT = """\
 One gradient of |y(T)|^2 with respect to the first state and all parameters: float64, the classic Runge-Kutta method
 with fixed steps (torchdiffeq's rk4 is the 3/8 rule, of as many stages), one core, one thread. Time: the processor's,
-the median of {repeats} gradients, taken in turn with the others. Memory: the high-water mark of a fresh process above its start, which
-has warmed up on four steps; freed blocks of a page or
-more go back at once. Off by: the norm of the difference from the gradient of the
-torch loop, relative to its norm. First: the first gradient, compilation included. Slots are the fewest in which no step
-runs plainly more than twice; diffrax gets as many checkpoints. Whoever needs more than {room} GiB is stopped."""
+the median of {repeats} gradients, taken in turn with the others. Memory: the high-water mark of a fresh process above
+its start, which has warmed up on four steps; freed blocks of a page or more go back at once. Off by: the norm of the
+difference from the gradient of the torch loop, relative to its norm. First: the first gradient, compilation included.
+Slots are the fewest in which no step runs plainly more than twice; diffrax gets as many checkpoints. jax and diffrax
+run compiled programs, the others torch operations, one at a time. Whoever needs more than {room} GiB is stopped."""
 
 
-def run(device: str) -> list[Section]:
-    """A section for each problem, the first with the words and the picture; nothing on a GPU."""
-    if device != "cpu":
-        return []
-    found = {problem.name: measured(problem, REPEATS) for problem in problems().values()}
-    return sections(found)
+def run(device: str) -> Section:
+    """A table for each problem, and a picture of all; always on the CPU."""
+    return section({problem.name: measured(problem, REPEATS) for problem in problems().values()})
 
 
-def sections(found: dict[str, list[Measured]]) -> list[Section]:
+def section(found: dict[str, list[Measured]]) -> Section:
     every = problems()
     words = " ".join(TEXT.format(repeats=REPEATS, room=ROOM // 2**30).split())
-    head = Section("Beside the peers", f"{words} {versions()}", picture=picture(found), name="peers")
-    return [head, *(table(every[name], rows) for name, rows in found.items())]
+    tables = tuple(table(every[name], rows) for name, rows in found.items())
+    return Section("Beside the peers", f"{words} {versions()}", parts=tables, pictures=(("peers.png", picture(found)),))
 
 
 def versions() -> str:
@@ -60,21 +59,29 @@ def table(problem: Problem, rows: list[Measured]) -> Section:
         cells.append(
             (
                 label,
-                f"{1e3 * row.seconds:.3g} ms",
-                ratio(row.seconds, loop.seconds),
+                milliseconds(row.median),
+                against(row.seconds, loop.seconds),
                 f"{row.bytes / 1e6:.1f} MB",
-                ratio(row.bytes, loop.bytes),
+                against([row.bytes], [loop.bytes]),
                 off_by(row.gradient, loop.gradient),
                 f"{row.first:.1f} s",
             )
         )
     header = ("", "time", "of the loop's", "memory", "of the loop's", "off by", "first")
     state = f"{problem.y0.nbytes / 1e6:.2g} MB" if problem.y0.nbytes > 1e5 else f"{problem.y0.nbytes} bytes"
-    return Section(problem.name, f"{problem.steps} steps, a state of {state}.", header, tuple(cells), level=3)
+    return Section(problem.name, f"{problem.steps} steps, a state of {state}.", header, tuple(cells))
 
 
-def ratio(mine: float, loops: float) -> str:
-    return f"{mine / loops:.2f}" if loops else ""
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f} ms" if seconds > 0.01 else f"{1e3 * seconds:.2g} ms"
+
+
+def against(mine: Sequence[float], loops: Sequence[float]) -> str:
+    """The median of the ratios of the same round; empty if the loop was not measured."""
+    if not any(loops):
+        return ""
+    ratio = statistics.median(a / b for a, b in zip(mine, loops, strict=True))
+    return f"{ratio:.2f}" if ratio > 0.05 else f"{ratio:.1g}"
 
 
 def off_by(mine: np.ndarray, loops: np.ndarray | None) -> str:
@@ -107,7 +114,9 @@ def picture(found: dict[str, list[Measured]]) -> Figure:
             if row.why_not is None:
                 color, marker = LOOKS[row.contender.module, row.contender.function]
                 size = 15 if marker == "*" else 8
-                axes.plot(1e3 * row.seconds, max(row.bytes, 4096) / 1e6, marker, color=color, markersize=size, alpha=0.85)
+                axes.plot(
+                    1e3 * row.median, max(row.bytes, 4096) / 1e6, marker, color=color, markersize=size, alpha=0.85
+                )
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.margins(0.12)
