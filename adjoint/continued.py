@@ -109,7 +109,7 @@ def describe(journal: Journal, stepper: AutogradStepper, state: State) -> None:
     """
     program, captured = stepper.program, stepper.captured
     for name in ("identity", "snapshot", "restore"):
-        if not hasattr(program, name):
+        if name not in vars(type(program)):  # inherited, it would miss what a subclass has found
             raise TypeError(
                 f"{type(program).__name__} takes steps that cannot be continued by another process yet; leave journal= out"
             )

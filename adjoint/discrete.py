@@ -93,7 +93,11 @@ def _plainly(
     if point is not None:
         continuable.restore(point.stepper)
         start, state = point.step, point.value
-    return run_plainly(stepper, state, problem.steps, start, Watched(continuable, journal))
+    try:
+        return run_plainly(stepper, state, problem.steps, start, Watched(continuable, journal))
+    except BaseException:
+        journal.pause()
+        raise
 
 
 def _journal(problem: Problem, stepper: AutogradStepper, state: State) -> Journal | None:
@@ -125,10 +129,11 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
             final = run.forward(state, problem.steps)
         else:
             found, final, failure = _explore(problem, stepper, state, memories, journal)
-            if stepper.frontier == 0:
-                return Outcome(only_first(problem, stepper), final, _stats(stepper), None, failure)
             if failure is not None and journal is not None:
                 journal.finish()
+                journal = memories.journal = None
+            if stepper.frontier == 0:
+                return Outcome(only_first(problem, stepper), final, _stats(stepper), None, failure)
             if found is not None:
                 run, stores, plan = found
             else:
@@ -160,8 +165,6 @@ def _run(
     plan: Plan, stepper: AutogradStepper, memories: Memories, journal: Journal | None
 ) -> tuple[Chain, dict[int, Store]]:
     stores = memories.stores(plan)
-    if journal is not None and not journal.active:
-        journal = None
     through: Any = stepper if journal is None else Continuable(stepper)
     return Chain(plan.schedule, through, stores, given=True, journal=journal), stores
 

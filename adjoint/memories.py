@@ -16,10 +16,10 @@ from adjoint.probe import Nowhere, Unmarked, Weights
 from adjoint.problem import Problem
 from adjoint.stores import Form, precision_of
 from adjoint.tensors import State, differentiable
-from adjoint.tiers import Device, Files, Kind, Store
-from revolve import Journal, Plan, Prices, StoreAll, Tier, format_bytes, plan
+from adjoint.tiers import Device, Kind, Store
+from revolve import Cast, Journal, Plan, Prices, StoreAll, Tier, format_bytes, plan
 from revolve.planner import store_seconds
-from revolve.trees import Codec
+from revolve.trees import is_lossless
 
 
 class Memories:
@@ -29,13 +29,17 @@ class Memories:
         self, problem: Problem, captured: Captured, state: State, weights: Weights, journal: Journal | None
     ) -> None:
         self._problem, self._captured, self._state, self._weights = problem, captured, state, weights
-        self._journal, self._device = journal, state[0].device
+        self.journal, self._device = journal, state[0].device
         self._tiers: tuple[Kind, ...] = tuple(problem.tiers or (Device(),))
         self._forms = [Form(state, precision_of(tier.codec)) for tier in self._tiers]
         moving = sum(not isinstance(tier, Device) for tier in self._tiers)
         self._moving = weights.state * (moving + 1) if moving else 0
         """States on their way: one out for each store, one in."""
         self._prices: Prices | None = None
+        if journal is not None and not self.exact:
+            raise ValueError(
+                "journal= promises the same bits, and a codec= that loses some cannot; leave one of them out"
+            )
 
     def of_pairs(self, pair: State) -> Memories:
         """The same memory for pairs of a state and its tangent."""
@@ -48,7 +52,7 @@ class Memories:
     @property
     def exact(self) -> bool:
         """Whether states come back as they were."""
-        lossless = (not isinstance(tier, Files) or _lossless(tier.codec) for tier in self._tiers)
+        lossless = (isinstance(tier.codec, Cast) or is_lossless(tier.codec) for tier in self._tiers)
         return all(form.exact for form in self._forms) and all(lossless)
 
     def check(self) -> None:
@@ -93,11 +97,11 @@ class Memories:
             )
         slots = {tier: report.peak_slots for tier, report in used.items()}
         chosen = {k: tier for k, tier in enumerate(self._tiers) if k in slots or k == 0}
-        return {k: tier.open(self._state, slots.get(k), self._journal) for k, tier in chosen.items()}
+        return {k: tier.open(self._state, slots.get(k), self.journal) for k, tier in chosen.items()}
 
     def all_stores(self) -> dict[int, Store]:
         """A store for every tier, for a chain of unknown length."""
-        return {k: tier.open(self._state, tier.slots, self._journal) for k, tier in enumerate(self._tiers)}
+        return {k: tier.open(self._state, tier.slots, self.journal) for k, tier in enumerate(self._tiers)}
 
     def _working(self, steps: int) -> int:
         return self._weights.working + self._weights.each * steps + self._moving
@@ -162,10 +166,6 @@ class Memories:
 
 def _twice(seconds: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(2 * x for x in seconds)
-
-
-def _lossless(codec: Codec | None) -> bool:
-    return codec is None or bool(getattr(codec, "lossless", False))
 
 
 def _finished(device: torch.device) -> Callable[[], None]:

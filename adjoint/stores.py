@@ -229,16 +229,18 @@ class FileSlots:
 
     States on the CPU are written from where they are, and read to where they will be. Those on a CUDA device pass
     through pinned memory, one on its way out and one on its way in; that part waits for a run on such a device.
-    ``codec``: a lower precision, or a codec for numpy's arrays such as ``revolve.zfp.Zfp``.
+    ``codec``: a lower precision, or a codec for numpy's arrays such as ``revolve.zfp.Zfp``. ``staged``: whether states
+    pass through memory of the host, by default if they lie on another device.
     """
 
     lends = False
 
-    def __init__(self, like: State, file: SlotFile, codec: Codec | None = None) -> None:
+    def __init__(self, like: State, file: SlotFile, codec: Codec | None = None, *, staged: bool | None = None) -> None:
         self.form = Form(like, precision_of(codec))
         self._codec = None if isinstance(codec, Cast) else codec
         self._file = file
-        self._lane: Lane | None = lane_for(self.form.device) if self.form.device.type != "cpu" else None
+        elsewhere = self.form.device.type != "cpu" if staged is None else staged
+        self._lane: Lane | None = lane_for(self.form.device) if elsewhere else None
         self._out: State | None = None
         self._coming: tuple[int, State, Future[Buffers]] | None = None
 
@@ -267,7 +269,7 @@ class FileSlots:
             self._file.write(step, lambda: self._parts(small))
             return
         self._file.settle()  # the memory on the way out is free again
-        out = self._out = self._out or self._pinned()
+        out = self._out = self._out or self._host()
         ticket = self._lane.begin(lambda: copy(out, small))
 
         def parts() -> Buffers:
@@ -279,7 +281,7 @@ class FileSlots:
 
     def prefetch(self, step: int) -> None:
         if step in self._file.numbers and (self._coming is None or self._coming[0] != step):
-            into = self.form.empty(self.form.device) if self._lane is None else self._pinned()
+            into = self.form.empty(self.form.device) if self._lane is None else self._host()
             self._coming = step, into, self._file.read(step, lambda size: self._room(into, size))
 
     def load(self, step: int) -> State:
@@ -312,9 +314,11 @@ class FileSlots:
     def release(self) -> None:
         self._file.release()
         self._out = None
+        if self._lane is not None and not self._file.numbers:
+            self._lane.close()
 
-    def _pinned(self) -> State:
-        return self.form.empty(torch.device("cpu"), pinned=True)
+    def _host(self) -> State:
+        return self.form.empty(torch.device("cpu"), pinned=self.form.device.type == "cuda")
 
     def _parts(self, small: State) -> Buffers:
         if self._codec is None:

@@ -169,6 +169,7 @@ class RecordFile:
 
     def __init__(self, folder: Path, slots: int | None, name: str | None, key: bytes) -> None:
         self.folder, self.slots = folder, slots
+        self._process = os.getpid()
         self.records: dict[int, Record] = {}
         self.space = Space()
         self.path, self._fd = (folder / name, _open(folder / name)) if name is not None else _temporary(folder)
@@ -230,7 +231,7 @@ class RecordFile:
         os.close(self._fd)
         if self.index is not None:
             self.index.close()
-        if remove:
+        if remove and os.getpid() == self._process:  # a forked child leaves its parent's file alone
             for path in (self.path, *([self.path.with_name(f"{self.path.name}.index")] if self.index else [])):
                 path.unlink(missing_ok=True)
 

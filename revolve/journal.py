@@ -58,6 +58,7 @@ class Journal:
         """What a door adds to ``about`` by itself."""
         self.convert(lambda x: x, lambda x: x)
         self._files: list[SlotFile] = []
+        self._given, self._busy = 0, False
         self._lock: int | None = None
         self._open()
 
@@ -101,11 +102,19 @@ class Journal:
 
     def file(self, slots: int | None) -> SlotFile:
         """A file for states that stays as long as the run is not finished; files are told apart by their order."""
-        self._files.append(SlotFile(self.folder, slots=slots, name=f"states-{len(self._files)}", key=self._key))
-        return self._files[-1]
+        if not self.active:
+            self._open()
+        if self._given == len(self._files):
+            self._files.append(SlotFile(self.folder, slots=slots, name=f"states-{self._given}", key=self._key))
+        self._given += 1
+        return self._files[self._given - 1]
 
     def begin(self, state: Any, steps: int | None) -> Point | None:
         """Where the first sweep of this run stood; ValueError if the folder holds another run."""
+        if self._busy:
+            raise ValueError(
+                f"the journal in {self.folder} follows a run that is not finished; close() it first, or take another"
+            )
         if not self.active:
             self._open()
         identity = {
@@ -122,7 +131,7 @@ class Journal:
                 f"{self.folder} holds a run that differs in: {', '.join(others)}; to begin anew delete that folder, "
                 f"or give another"
             )
-        self._frontier = 0
+        self._frontier, self._busy = 0, True
         point = self._read("forward")
         if point is not None:
             self._frontier = point.step
@@ -152,12 +161,18 @@ class Journal:
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+        self._given, self._busy = 0, False
         self._unlock()
+
+    def pause(self) -> None:
+        """The run is interrupted; what was written stays, and the same run may begin again."""
+        for file in self._files:
+            file.close()
+        self._given, self._busy = 0, False
 
     def close(self) -> None:
         """Let go of the folder as it is; another process, or this one, may go on from there."""
-        for file in self._files:
-            file.close()
+        self.pause()
         self._unlock()
 
     def __del__(self) -> None:

@@ -99,8 +99,9 @@ class Run(Generic[State, Tape, Cotangent]):
             steps = whole("steps", steps, least=1)
         self._begin(state)
         self.steps = steps
+        point = None if self._journal is None else self._journal.begin(state, steps)
         with self._undone():
-            start = 0 if self._journal is None else self._go_on(state, self._journal.begin(state, steps))
+            start = 0 if self._journal is None else self._go_on(state, point)
             actions: Iterable[Row]
             actions = self.schedule.forward(None) if steps is None else actions_of(self.schedule, steps, None)
             if self._journal is not None:
@@ -215,6 +216,8 @@ class Run(Generic[State, Tape, Cotangent]):
             if self._given and first is not None:
                 self._first = first
                 self._states.add((0, GIVEN))
+            if self._journal is not None:
+                self._journal.pause()
             raise
 
     def _begin(self, state: State) -> None:

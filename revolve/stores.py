@@ -14,7 +14,7 @@ import numpy as np
 
 from revolve.files import Buffers, SlotFile
 from revolve.journal import Journal
-from revolve.trees import Codec, empty, pack, unpack
+from revolve.trees import Codec, empty, is_lossless, pack, unpack
 
 State = TypeVar("State")
 
@@ -96,6 +96,8 @@ class Disk(Generic[State]):
     ) -> None:
         if folder is not None and journal is not None:
             raise ValueError(f"folder={str(folder)!r} beside a journal: the file lies in the folder of the journal")
+        if journal is not None and not is_lossless(codec):
+            raise ValueError(f"codec={codec} beside a journal: a run continued from less exact states has other bits")
         self._codec = codec
         place = Path(tempfile.gettempdir() if folder is None else folder)
         self._file = SlotFile(place, slots=slots) if journal is None else journal.file(slots)

@@ -32,6 +32,11 @@ class Codec(Protocol):
         ...
 
 
+def is_lossless(codec: Codec | None) -> bool:
+    """Whether arrays come back as they were; a codec says so by its attribute ``lossless``."""
+    return codec is None or bool(getattr(codec, "lossless", False))
+
+
 class Packed(NamedTuple):
     """A tree on its way into bytes."""
 

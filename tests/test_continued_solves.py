@@ -15,7 +15,7 @@ from torch import Tensor
 
 import adjoint
 from adjoint import Device, Files, Host
-from revolve import Binomial, Journal, Online
+from revolve import Binomial, Cast, Disk, Journal, Online
 
 FREE = {"write": 0.0, "read": 0.0}
 TIERS = [Device(slots=1), Host(slots=1, **FREE), Files(slots=2, **FREE)]
@@ -52,6 +52,11 @@ def fixed_steps(before: Callable[[], None], journal: Any, **memory: Any) -> list
 @run
 def controlled_steps(before: Callable[[], None], journal: Any, **memory: Any) -> list[Tensor]:
     return solved(before, [0.0, 0.3, 0.35, 1.5], journal, True, method="bosh3", rtol=1e-3, atol=1e-5, **memory)
+
+
+@run
+def several_slopes(before: Callable[[], None], journal: Any, **memory: Any) -> list[Tensor]:
+    return solved(before, [0.0, 0.3, 1.0], journal, True, method="implicit_adams", dt=0.1, rtol=1e-3, **memory)
 
 
 @run
@@ -226,6 +231,44 @@ def test_one_folder_serves_one_run_at_a_time(folder: Path) -> None:
         Journal(folder / "missing" / "run")
     with pytest.raises(ValueError, match="every=-1 is no time between two points; give seconds"):
         Journal(folder / "run", every=-1)
+
+
+def test_a_journal_follows_one_run_at_a_time_and_the_next_after_that(folder: Path) -> None:
+    journal, make = Journal(folder / "run", every=0), RUNS["fixed_steps"]
+    calls = 0
+
+    def before() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 45:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(before, journal, tiers=TIERS)
+    assert (folder / "run" / "forward").exists()
+    expected = make(lambda: None, None, slots="all")
+    assert_same_bits(make(lambda: None, journal, tiers=TIERS), expected)
+    assert list(folder.iterdir()) == []
+    assert_same_bits(make(lambda: None, journal, slots=2), expected)
+    y0 = torch.ones(3, dtype=torch.float64)
+    how: dict[str, Any] = {"method": "rk4", "dt": 0.1, "journal": journal}
+    kept = adjoint.solve(lambda t, y: -RATE * y, y0, [0.0, 1.0], **how)
+    with pytest.raises(ValueError, match=r"follows a run that is not finished; close\(\) it first, or take another"):
+        adjoint.solve(lambda t, y: -RATE * y, y0, [0.0, 1.0], **how)
+    kept.ys.sum().backward()
+    assert list(folder.iterdir()) == []
+
+
+def test_states_in_fewer_bits_and_a_journal_do_not_go_together(folder: Path) -> None:
+    tiers = [Device(slots=2, codec=Cast("float32"))]
+    with pytest.raises(ValueError, match="journal= promises the same bits, and a codec= that loses some cannot"):
+        RUNS["fixed_steps"](lambda: None, folder / "run", tiers=tiers)
+    journal = Journal(folder / "other")
+    with pytest.raises(ValueError, match="beside a journal: a run continued from less exact states has other bits"):
+        Disk(codec=Cast("float32"), journal=journal)
+    with pytest.raises(ValueError, match="the file lies in the folder of the journal"):
+        Disk(folder, journal=journal)
+    journal.close()
 
 
 def test_a_run_without_gradient_is_continued_too(folder: Path) -> None:

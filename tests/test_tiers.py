@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import Tensor
 import adjoint
 from adjoint import Device, Files, Host
 from adjoint.memory import Meter
+from adjoint.stores import FileSlots, HostSlots, Slots
 from revolve import Binomial, Cast, HRevolve, Multistage, Online, StoreAll, StoreError
+from revolve.files import SlotFile
 from revolve.hierarchy import Tier
 from revolve.zfp import Zfp
 
@@ -66,6 +69,17 @@ def test_states_of_any_kind_pass_through_a_file_and_the_host(name: str, tmp_path
     assert_same_bits(gradients(case, tiers=tiers, **how), gradients(case, slots="all", **how))
 
 
+def test_the_bits_are_the_same_on_every_device(device: torch.device, tmp_path: Path) -> None:
+    """On CUDA by pinned memory and a stream of its own; the codec works on the host."""
+    for method in ("rk4", "tsit5"):
+        how: dict[str, Any] = {"method": method} | ({"dt": 0.02} if method == "rk4" else {"rtol": 1e-8})
+        expected = gradients(PROBLEMS["network"](device), slots="all", **how)
+        for codec in (None, Zfp()):
+            files = Files(slots=2, folder=tmp_path, codec=codec, **FREE)
+            for tiers in ([Device(slots=0), files], [Device(slots=1), Host(slots=2, **FREE), files]):
+                assert_same_bits(gradients(PROBLEMS["network"](device), tiers=tiers, **how), expected)
+
+
 def test_leaves_that_are_no_floats_pass_through_a_file(tmp_path: Path) -> None:
     def step(carry: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         value = carry["value"] * torch.where(carry["flag"], 0.9, 1.1) + x
@@ -107,6 +121,48 @@ def test_an_adaptive_solve_follows_a_schedule_of_ones_own(schedule: Any, tmp_pat
     assert_same_bits(found, gradients(case, slots="all", **how))
     extra = solution.stats.plain_runs - solution.plan.report.plain_runs
     assert extra == {StoreAll(): 0, Online(4): 1}.get(schedule, solution.stats.steps)
+
+
+STORES: dict[str, Callable[[Any, Path], Any]] = {
+    "device": lambda like, folder: Slots(like, 2),
+    "host": lambda like, folder: HostSlots(like, 2),
+    "file": lambda like, folder: FileSlots(like, SlotFile(folder, slots=2)),
+    "file, by way of the host": lambda like, folder: FileSlots(like, SlotFile(folder, slots=2), staged=True),
+    "compressed": lambda like, folder: FileSlots(like, SlotFile(folder, slots=2), Zfp()),
+    "compressed, by way of the host": lambda like, folder: FileSlots(like, SlotFile(folder), Zfp(), staged=True),
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_a_store_gives_back_what_it_was_given_in_any_order(name: str, tmp_path: Path) -> None:
+    """Also what is on its way in while another goes out, dropped while it is fetched, or fetched and not wanted."""
+    like = (numbers(50, 3), torch.zeros((), dtype=torch.int64), numbers(2, dtype=torch.complex64))
+    store, choose = STORES[name](like, tmp_path), random.Random(1)
+    held: dict[int, Any] = {}
+    for step in range(300):
+        what = choose.choice(["save", "save", "prefetch", "load", "load", "drop"])
+        if what == "save":
+            state = (numbers(50, 3, seed=step), torch.tensor(step), numbers(2, seed=step, dtype=torch.complex64))
+            store.save(step, state)
+            held[step] = tuple(x.clone() for x in state)
+        elif held:
+            chosen = choose.choice(list(held))
+            if what == "prefetch":
+                getattr(store, "prefetch", lambda step: None)(chosen)
+            elif what == "load":
+                assert all(torch.equal(x, y) for x, y in zip(store.load(chosen), held[chosen], strict=True))
+            else:
+                store.drop(chosen)
+                del held[chosen]
+    for step in list(held):
+        assert all(torch.equal(x, y) for x, y in zip(store.load(step), held[step], strict=True))
+        store.drop(step)
+    with pytest.raises(KeyError):
+        store.load(0)
+    store.release()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"the state at step 7 has shape \(3,\) .*, the first one \(50, 3\)"):
+        store.save(7, (numbers(3), *like[1:]))
 
 
 # -- bytes

@@ -19,6 +19,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,6 +155,19 @@ class AdamsProgram(ExplicitProgram):
     def _changes(self, k: int) -> bool:
         (a, b), (_, c) = self.timeline.ends(k - 1), self.timeline.ends(k)
         return abs((c - b) - (b - a)) > max(1e-9 * abs(c - b), 8 * math.ulp(max(abs(a), abs(c))))
+
+    def identity(self) -> Any:
+        return repr(self.method), super().identity()
+
+    def snapshot(self) -> Any:
+        choices = self.choices
+        made = np.array(choices.slopes), np.array(choices.corrections), choices.kept, choices.warned
+        return super().snapshot(), *made
+
+    def restore(self, snapshot: Any) -> None:
+        found, slopes, corrections, kept, warned = snapshot
+        super().restore(found)
+        vars(self.choices).update(slopes=slopes.tolist(), corrections=corrections.tolist(), kept=kept, warned=warned)
 
     def corrections(self, k: int) -> int | None:
         """How often step k corrects; None: that is to be found."""
