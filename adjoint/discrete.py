@@ -180,19 +180,27 @@ def _explore(
 ) -> tuple[tuple[Chain, dict[int, Store], Plan] | None, State, SolveError | None]:
     """Find the end, by a schedule that can, or recording as long as the tapes may stay; plainly from there on."""
     most = 0 if journal is not None else memories.most_tapes()
-    online = problem.schedule is not None and _finds_ends(problem.schedule)
-    if most == 0 and not online:
+    one_sweep = memories.one_sweep()
+    own = problem.schedule if problem.schedule is not None and _finds_ends(problem.schedule) else None
+    online = one_sweep or own
+    if most == 0 and online is None:
         return None, *_plainly(problem, stepper, state, journal)
     start = 0
-    schedule = problem.schedule if problem.schedule is not None and online else StoreAll()
+    schedule = online or StoreAll()
     stores = memories.all_stores()
     through: Any = stepper if journal is None else Continuable(stepper)
     run = Chain(schedule, through, stores, given=True, journal=journal)
-    stepper.most_tapes = None if online else most
+    stepper.most_tapes = most if online is None else None
     stepper.start(state)
     try:
         final = run.forward(state, None)
-        return (run, stores, memories.plan(stepper.frontier, recorded=not online)), final, None
+        if one_sweep is None:
+            return (run, stores, memories.plan(stepper.frontier, recorded=online is None)), final, None
+        plan = memories.settled(one_sweep, stepper.frontier)
+        if plan is not None:
+            return (run, stores, plan), final, None
+        run.clear()
+        return None, final, None
     except TooManyTapes as full:
         run.clear()
         start, state = full.step, full.state

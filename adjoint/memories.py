@@ -17,7 +17,7 @@ from adjoint.problem import Problem
 from adjoint.stores import Form, precision_of
 from adjoint.tensors import State, differentiable
 from adjoint.tiers import Device, Kind, Store
-from revolve import Cast, Journal, Plan, Prices, StoreAll, Tier, format_bytes, plan
+from revolve import Cast, Journal, Online, Plan, Prices, StoreAll, Tier, format_bytes, plan
 from revolve.planner import store_seconds
 from revolve.trees import is_lossless
 
@@ -75,6 +75,25 @@ class Memories:
         if problem.tiers is None:
             return weights.plan(steps, problem.slots, problem.budget, self._device)
         return self._tiered(steps)
+
+    def one_sweep(self) -> Online | None:
+        """The schedule that places states while the number of steps is still being found, if it can be used."""
+        problem = self._problem
+        plain = problem.schedule is None and problem.tiers is None and self._journal is None
+        return Online(problem.slots) if plain and isinstance(problem.slots, int) else None
+
+    def settled(self, online: Online, steps: int) -> Plan | None:
+        """The plan of a finished sweep by ``online``, unless beginning again from x_0 takes fewer runs."""
+        again = self.plan(steps)
+        plan = replace(again, schedule=online)
+        rest, anew = plan.report.plain_runs - (steps - 1), again.report.plain_runs
+        if rest > anew:
+            return None
+        return replace(
+            plan,
+            why=f"The number of steps was found on the way, and states were placed meanwhile: {rest} plain runs are left; "
+            f"placing them now, from the first state on, would take {anew}.",
+        )
 
     def most_tapes(self) -> int | None:
         """How many steps may be recorded before the number of steps is known; None: all."""
