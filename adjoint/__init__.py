@@ -7,6 +7,7 @@ from adjoint.newton import Objective, gauss_newton, hvp
 from adjoint.odeint import odeint, odeint_adjoint
 from adjoint.problem import Stats
 from adjoint.scan import scan
+from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.tableaus import METHODS, Tableau
@@ -29,6 +30,7 @@ __all__ = [
     "Host",
     "MemberStats",
     "Objective",
+    "Signal",
     "Solution",
     "SolveError",
     "Stats",

@@ -108,6 +108,9 @@ class Outputs:
     def put(self, index: Index, leaves: State) -> None:
         if not self.buffers:
             self.buffers = [x.new_empty((self.count, *x.shape), requires_grad=False) for x in leaves]
+        elif not isinstance(index, tuple) and index >= self.count:  # outputs at every step, and nobody knows how many
+            self.count *= 2
+            self.buffers = [torch.cat((x, torch.empty_like(x))) for x in self.buffers]
         for buffer, x in zip(self.buffers, leaves, strict=True):
             if isinstance(index, tuple):
                 buffer[index] = x.detach()
@@ -118,6 +121,11 @@ class Outputs:
                     f"earlier ones {tuple(buffer.shape[1:])} and {buffer.dtype}"
                 )
             buffer[index].copy_(x.detach())
+
+    def finished(self, count: int) -> list[Tensor]:
+        """The values at the first ``count`` indices, handed over."""
+        values, self.buffers = [x if len(x) == count else x[:count].clone() for x in self.buffers], []
+        return values
 
 
 BLOCK = 32

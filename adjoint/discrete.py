@@ -61,7 +61,7 @@ def without_gradient(problem: Problem, stepper: AutogradStepper, state: State) -
     if journal is not None:
         journal.finish()
     last = tuple(x.clone() for x in final) if problem.wants_final else None
-    return Outcome(stepper.outputs.buffers, last, _stats(stepper), None, failure)
+    return Outcome(stepper.outputs.finished(problem.program.outputs), last, _stats(stepper), None, failure)
 
 
 def run_plainly(
@@ -141,7 +141,7 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
                 run, stores = _run(plan, stepper, memories, journal)
                 run.adopt(state, stepper.frontier)
     stepper.captured.check_unwritten()
-    values, stepper.outputs.buffers = stepper.outputs.buffers, []
+    values = stepper.outputs.finished(program.outputs)
     inputs = (*problem.state, *program.inputs, *stepper.captured.tensors)
     frontier = stepper.frontier
 
@@ -170,7 +170,9 @@ def _run(
 
 
 def only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
-    """The outputs when not even one step was taken: the first state is the caller's own."""
+    """The outputs when not even one step was taken: the first state is the caller's own, if it is an output."""
+    if problem.program.initial is None:
+        return stepper.outputs.buffers
     pairs = zip(problem.state, stepper.outputs.buffers, strict=True)
     return [torch.cat((x[None], rest[1:])) for x, rest in pairs]
 

@@ -7,6 +7,7 @@ listened to: a tensor that a call uses, was not given, did not make, and did not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -34,7 +35,7 @@ def refuse_used_again(error: RuntimeError, name: str, step: int) -> None:
 
 
 class Listener:
-    """Runs a function (f, args) and refuses what it may have kept. ``known``: what it may use."""
+    """Runs a function (f, args, ...) and refuses what it may have kept. ``known``: what it may use."""
 
     def __init__(self, function: Any, known: Iterable[Tensor], name: str) -> None:
         self._function, self._name = function, name
@@ -50,15 +51,15 @@ class Listener:
         return result
 
     def _listen(self, run: Callable[[Any], Result]) -> tuple[Result, dict[int, Tensor]]:
-        f, args = self._function
+        f, args, *others = self._function
         mode = _Listening(self._known)
 
-        def listened(*given: Any) -> Any:
+        def listened(function: Callable[..., Any], *given: Any) -> Any:
             mode.known.update((id(x), x) for x in tensors_in((given,)))
             with mode:
-                return f(*given)
+                return function(*given)
 
-        result = run((listened, args))
+        result = run((partial(listened, f), args, *(partial(listened, g) for g in others)))
         return result, {key: x for key, x in mode.unknown.items() if differentiable(x) and x.numel() and is_plain(x)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
@@ -13,16 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.continuous import Backsolve
 from adjoint.gradients import gradient_named
 from adjoint.members import MemberStats, Wishes, solve_members
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
+from adjoint.observing import seen_afterwards, with_cost, with_integral
 from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.adams import Adams
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
+from adjoint.steppers.observed import PLACES, Observed
 from adjoint.tableaus import Tableau
-from adjoint.tensors import State, Structure, check_dense, differentiable
+from adjoint.tensors import State, Structure, check_dense, differentiable, map_tree
 from adjoint.tiers import Kind
 from adjoint.timeline import CONTROLLERS, Controller, SolveError
 from revolve import Journal, Plan, Schedule
@@ -41,6 +45,11 @@ class Solution:
     """The schedule of the discrete adjoint and its price; None if none is used."""
     engine: str
     """Which engine took the steps, and why."""
+    observed: Any = None
+    """What ``observe`` returned at ``observed_ts[j]``, with one more, leading dimension; ``ys`` is the last state then."""
+    observed_ts: Tensor | None = None
+    costs: Tensor | None = None
+    """The integral of ``cost`` from t[0] on, at every time in ``ts`` (in ``observed_ts`` with ``observe``)."""
 
 
 def solve(
@@ -67,6 +76,9 @@ def solve(
     throw: bool = True,
     progress: bool | Progress = False,
     batched: bool = False,
+    observe: Callable[[Tensor, Any], Any] | None = None,
+    observe_at: str = "times",
+    cost: Callable[..., Tensor] | None = None,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args) from y(t[0]) = y0 and return the states at every time in ``t``.
 
@@ -104,6 +116,11 @@ def solve(
         batched: the first dimension of every leaf of y0 counts members, each solved with its own steps, errors and
             status, in lock-step. f gets t of shape (members,); ``t`` may have a row for each member (that may end in
             NaN), and so may ``jumps``; rtol, atol and dt may be tensors with one number for each.
+        observe: g(t, y), a tree of tensors, seen in place of the states, which are let go: a loss on a few receivers
+            holds no fields. Gradients reach what g holds.
+        observe_at: "times" (those in ``t``) or "steps" (t[0], and after every step).
+        cost: a running cost L(t, y, *args), a tensor; ``solution.costs`` is its integral. It is integrated as one more
+            part of the state, by the same steps and to the same tolerances.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be meant.
@@ -111,6 +128,12 @@ def solve(
         UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
     """
     structure, state = Structure.of(y0, "y0")
+    _check_observing(observe, observe_at, cost, batched)
+    if cost is not None:
+        f, y0 = with_cost(f, cost, y0, _start(t, state, batched), args)
+        structure, state = Structure.of(y0, "y0")
+        norm = None if norm is None else partial(_of_the_first, norm)
+        observe = None if observe is None else with_integral(observe)
     tableau = _method(method)
     check_memory(slots, budget, tiers, schedule)
     memory: dict[str, Any] = {
@@ -130,29 +153,99 @@ def solve(
         if throw and each.failure is not None:
             raise each.failure
         found = structure.unflatten(each.outputs)
-        return Solution(each.times, found, each.status, each.stats, each.plan, f"{engine}, in lock-step")
+        solution = Solution(each.times, found, each.status, each.stats, each.plan, f"{engine}, in lock-step")
+        return solution if cost is None else _apart(solution)
     times = checked_times(t, state)
     _check_numbers(state, rtol, atol, dt, tableau)
     assert not isinstance(rtol, Tensor) and not isinstance(atol, Tensor) and not isinstance(dt, Tensor)
     if len(times) == 1:
         ys = structure.unflatten([x[None] for x in state])
-        return Solution(times, ys, "success", Stats(_Nothing()), None, engine)  # type: ignore[arg-type]
+        solution = Solution(times, ys, "success", Stats(_Nothing()), None, engine)  # type: ignore[arg-type]
+        return _looked_at(solution, observe, cost is not None)
     measure = None if norm is None else lambda leaves: norm(structure.unflatten(leaves))
     places = _jumps(jumps)
     control = Control(Tolerance(rtol, atol, measure), dt, max_steps, _controller(controller), places)
     if time_dtype is not None:
         control = replace(control, time_dtype=_time_dtype(time_dtype), rounding=time_dtype)
-    function = (f, tuple(args))
+    function: Any = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
-    program = program_of(tableau, times, structure, start, control)
-    steps = steps_of(program)
+    solver = program_of(tableau, times, structure, start, control)
+    afterwards = observe is None or isinstance(how, Backsolve)
+    program: Any = solver
+    shape: list[Structure] = []
+    if not afterwards:
+        program, function = Observed(solver, observe_at == "steps", shape), (*function, observe)
+    elif observe_at == "steps":
+        raise ValueError("observe_at='steps' needs gradient='discrete' or 'backprop'; give the times in t instead")
+    steps = steps_of(solver)
     with progress_ticker(progress, steps) as tick:
-        outcome = how(Problem(program, function, program.first(state), steps, **memory, tick=tick))
-    status = _status(outcome, program.asked.t)
+        problem = Problem(
+            program, function, solver.first(state), steps, wants_final=not afterwards, **memory, tick=tick
+        )
+        outcome = how(problem)
+    seen_at = _step_times(solver) if observe_at == "steps" else times
+    status = _status(outcome, seen_at.tolist())
     if throw and status is not None:
         raise status
-    ys = structure.unflatten(outcome.outputs)
-    return Solution(times, ys, "success" if status is None else status.status, outcome.stats, outcome.plan, engine)
+    ending = "success" if status is None else status.status
+    if afterwards:
+        ys = structure.unflatten(outcome.outputs)
+        solution = Solution(times, ys, ending, outcome.stats, outcome.plan, engine)
+        return _looked_at(solution, observe, cost is not None)
+    assert outcome.final is not None
+    last = structure.unflatten([x[None] for x in outcome.final[: len(state)]])
+    observed = shape[0].unflatten(outcome.outputs) if outcome.outputs else None
+    solution = Solution(times, last, ending, outcome.stats, outcome.plan, engine, observed, seen_at)
+    return solution if cost is None else _apart(solution)
+
+
+def _check_observing(observe: Any, observe_at: str, cost: Any, batched: bool) -> None:
+    named("observe_at", observe_at, dict.fromkeys(PLACES))
+    for name, function in (("observe", observe), ("cost", cost)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}={function!r} must be a function of (t, y)")
+    if observe is not None and batched:
+        raise ValueError("observe= looks at one solve; with batched=True apply it to solution.ys")
+    if observe is None and observe_at != "times":
+        raise ValueError(f"observe_at={observe_at!r} says when to look, and observe= is missing")
+
+
+def _start(t: Any, state: State, batched: bool) -> Tensor:
+    """The first time; in a batch, that of each member."""
+    real = torch.empty(0, dtype=state[0].dtype).real.dtype if differentiable(state[0]) else torch.get_default_dtype()
+    first = (t if isinstance(t, Tensor) else torch.tensor(t, dtype=real)).detach()[..., 0]
+    return first.expand(len(state[0])) if batched else first
+
+
+def _of_the_first(norm: Callable[[Any], Any], pair: Any) -> Any:
+    return norm(pair[0])
+
+
+def _looked_at(solution: Solution, observe: Callable[[Tensor, Any], Any] | None, costs: bool) -> Solution:
+    """A solution that has all its states, observed, and with its costs apart."""
+    if observe is not None:
+        last = map_tree(lambda x: x[-1:], solution.ys)
+        observed = seen_afterwards(observe, solution.ts, solution.ys)
+        solution = replace(solution, ys=last, observed=observed, observed_ts=solution.ts)
+    return _apart(solution) if costs else solution
+
+
+def _apart(solution: Solution) -> Solution:
+    """States and integral of the running cost, each in its place."""
+    ys, costs = solution.ys
+    if solution.observed_ts is None:
+        return replace(solution, ys=ys, costs=costs)
+    observed, costs = (None, None) if solution.observed is None else solution.observed
+    return replace(solution, ys=ys, observed=observed, costs=costs)
+
+
+def _step_times(program: ExplicitProgram) -> Tensor:
+    """Where the steps started and stopped; a function of the caller's ``t`` if that requires grad."""
+    timeline = program.timeline
+    if program.inputs and torch.is_grad_enabled():
+        return timeline.knots(program.t.to(program.wide)).to(program.dtype)
+    ends = [timeline.ends(k)[1] for k in range(timeline.steps)]
+    return torch.tensor([program.asked.t[0], *ends], dtype=program.dtype)
 
 
 class _Nothing:
