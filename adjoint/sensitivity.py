@@ -54,7 +54,7 @@ class Tangent:
             stats = Stats(stepper.program, stepper, stepper.frontier)
             if stepper.frontier == 0:
                 return Outcome(only_first(problem, stepper), final, stats, None, failure)
-            values, stepper.outputs.buffers = stepper.outputs.buffers, []
+            values = stepper.outputs.finished(stepper.program.outputs)
             linear = Linearisation(stepper, state, _nowhere, ambient)
             sensitivities = Sensitivities.of(linear, inputs, self.chunk)
         last = final if problem.wants_final else None
