@@ -297,3 +297,15 @@ def test_a_step_ends_where_a_control_jumps() -> None:
 def test_wrong_signals(call: Callable[[], object], text: str) -> None:
     with pytest.raises((ValueError, TypeError), match=text):
         call()
+
+
+@pytest.mark.parametrize("at", ["times", "steps"])
+def test_forward_sensitivities_of_what_is_seen(at: str) -> None:
+    world = World()
+    world.t = world.y0
+    how_many = {"observe": world.see, "observe_at": at, "cost": world.cost, "method": "tsit5"}
+    found = [
+        world.gradients(weighed(s.observed) + s.costs.sum())
+        for s in (solve(world.f, world.y0, TIMES, gradient=g, **how_many) for g in ("discrete", "tangent"))
+    ]
+    close(found[0], found[1], 1e-10)
