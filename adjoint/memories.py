@@ -79,7 +79,7 @@ class Memories:
     def one_sweep(self) -> Online | None:
         """The schedule that places states while the number of steps is still being found, if it can be used."""
         problem = self._problem
-        plain = problem.schedule is None and problem.tiers is None and self._journal is None
+        plain = problem.schedule is None and problem.tiers is None and self.journal is None
         return Online(problem.slots) if plain and isinstance(problem.slots, int) else None
 
     def settled(self, online: Online, steps: int) -> Plan | None:
