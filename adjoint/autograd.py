@@ -163,6 +163,8 @@ class AutogradStepper:
         self.frontier = 0
         """Steps below it have been run: their outputs are not written again, their captures are known."""
         self.plain_runs = self.recorded_runs = 0
+        self.linearisations = 0
+        """Calls of the caller's function for the transposes alone, beside those of the runs."""
         self.most_tapes: int | None = None
         self.tick: Callable[[int], None] | None = None
         self.block = BLOCK

@@ -15,12 +15,13 @@ from adjoint.join import Filled, Reversal, Sweep, join
 from adjoint.memories import Memories
 from adjoint.probe import Unmarked, probe, unchanging
 from adjoint.problem import Outcome, Problem, Stats
+from adjoint.staged import staged
 from adjoint.steppers.lockstep import LockstepProgram, MemberSweep
 from adjoint.tangents import Linearisation
 from adjoint.tensors import State
 from adjoint.tiers import Store
 from adjoint.timeline import SolveError
-from revolve import Journal, Plan, Run, Schedule, StoreAll
+from revolve import Journal, Plan, Run, Schedule, Stages, StoreAll
 from revolve.journal import Watched
 
 
@@ -45,7 +46,8 @@ def prepare(problem: Problem) -> tuple[AutogradStepper, State, tuple[Tensor, ...
         captured.watch("the first state", x)
     for x in (*program.inputs, *program.series):
         captured.watch("an input", x)
-    stepper = AutogradStepper(program, captured)
+    stages = problem.schedule if isinstance(problem.schedule, Stages) else None
+    stepper = AutogradStepper(program, captured) if stages is None else staged(program, captured, stages)
     stepper.tick = problem.tick
     if problem.reversing is not None:
         stepper.reversing, stepper.block = problem.reversing, 1

@@ -29,7 +29,7 @@ class Marks:
     def compare(self, step: int, state: State) -> None:
         """RuntimeError if the state at this step was another when it was noted."""
         noted = self.notes.get(step)
-        if noted is not None and not all(_agree(old, _note(x)) for old, x in zip(noted, state, strict=True)):
+        if noted is not None and not all(agree(old, _note(x)) for old, x in zip(noted, state, strict=True)):
             raise RuntimeError(
                 f"{self._label} gives other values when it is called again (step {step - 1} was computed again); the "
                 f"gradient would be wrong. It must depend on nothing but its arguments and tensors that stay as they are: "
@@ -46,7 +46,8 @@ def _note(x: Tensor) -> Tensor:
     return torch.stack((sizes.sum(), sizes[::2].sum()))
 
 
-def _agree(old: Tensor, new: Tensor) -> bool:
+def agree(old: Tensor, new: Tensor) -> bool:
+    """Whether half the digits are the same."""
     if old.is_meta or not old.numel() or torch.equal(old, new):
         return True
     wide = torch.complex128 if old.is_complex() else torch.float64

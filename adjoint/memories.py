@@ -14,10 +14,24 @@ from adjoint.autograd import AutogradStepper
 from adjoint.captured import Captured
 from adjoint.probe import Nowhere, Unmarked, Weights
 from adjoint.problem import Problem
-from adjoint.stores import Form, precision_of
+from adjoint.stores import Form, OnTape, precision_of
 from adjoint.tensors import State, differentiable
 from adjoint.tiers import Device, Kind, Store
-from revolve import Cast, Journal, Online, Plan, Prices, StoreAll, Tier, format_bytes, plan
+from revolve import (
+    Cast,
+    Journal,
+    Mixed,
+    Online,
+    Plan,
+    Prices,
+    Stages,
+    StoreAll,
+    Tier,
+    TierReport,
+    format_bytes,
+    plan,
+)
+from revolve.mixed import ON_TAPE
 from revolve.planner import store_seconds
 from revolve.trees import is_lossless
 
@@ -68,10 +82,10 @@ class Memories:
             sizes = weights.state, weights.tape, weights.working + weights.each * steps
             return self._made(Plan(steps, StoreAll(), *sizes, given=True))
         if problem.schedule is not None:
-            made = Plan(
-                steps, problem.schedule, weights.state, weights.tape, weights.working + self._moving, given=True
-            )
-            return self._made(made)
+            tape, working = weights.tape, weights.working + self._moving
+            if isinstance(problem.schedule, Stages):  # a kept tape is stages; the latest step is on its graph besides
+                tape, working = problem.schedule.stages * weights.state, working + tape
+            return self._made(Plan(steps, problem.schedule, weights.state, tape, working, given=True))
         if problem.tiers is None:
             return weights.plan(steps, problem.slots, problem.budget, self._device)
         return self._tiered(steps)
@@ -109,6 +123,13 @@ class Memories:
     def stores(self, plan: Plan) -> dict[int, Store]:
         """A store for each tier that the plan keeps states in, and one for the first in any case."""
         used = plan.tiers
+        if isinstance(plan.schedule, (Mixed, Stages)):
+            if len(self._tiers) > 1:
+                raise ValueError(
+                    f"{plan.schedule} keeps states and tapes in the first tier alone; leave the others out"
+                )
+            first = self._tiers[0].open(self._state, used.get(0, TierReport()).peak_slots, self.journal)
+            return {0: first, ON_TAPE: OnTape(self._state)} if ON_TAPE in used else {0: first}
         if used and max(used) >= len(self._tiers):
             raise ValueError(
                 f"{plan.schedule} keeps states in tier {max(used)}, and tiers= names {len(self._tiers)}; "

@@ -69,6 +69,11 @@ class Stats:
         return self.program.evaluations
 
     @property
+    def linearisations(self) -> int:
+        """Calls beside these, where kept stages were linearised (``schedule=revolve.Stages(..)``)."""
+        return self.stepper.linearisations if self.stepper is not None else 0
+
+    @property
     def plain_runs(self) -> int:
         return self.stepper.plain_runs if self.stepper is not None else 0
 

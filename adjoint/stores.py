@@ -154,6 +154,19 @@ class Slots:
         return self.form.empty(self.form.device)
 
 
+class OnTape(Slots):
+    """The tier of states that a kept tape holds anyway: it only remembers them."""
+
+    def save(self, step: int, state: State) -> None:
+        self._used[step] = state
+
+    def load(self, step: int) -> State:
+        return self._used[step]
+
+    def drop(self, step: int) -> None:
+        del self._used[step]
+
+
 class _Coming(NamedTuple):
     """A state on its way back."""
 

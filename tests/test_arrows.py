@@ -78,6 +78,7 @@ ORDER = {
         "steppers.lockstep",
         "steppers.adams",
         "methods",
+        "staged",
         "discrete",
         "continuous",
         "sensitivity",

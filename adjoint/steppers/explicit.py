@@ -117,6 +117,8 @@ class ExplicitProgram:
     label = "f"
     initial: int | None = 0
     series: State = ()
+    watch: Callable[[Stages], None] | None = None
+    """Is shown the stages of every step whose end was known."""
 
     def __init__(
         self,
@@ -174,6 +176,7 @@ class ExplicitProgram:
             start, stop = self.timeline.propose()
         other.timeline = FixedTimeline([start, stop], None)
         other.control = replace(self.control, callbacks={}, twins={})
+        other.watch = None
         return other
 
     def on_graph(self) -> ExplicitProgram:
@@ -200,6 +203,8 @@ class ExplicitProgram:
             self._announce("step", start, state, stop - start)
         stages = self.stages(function, state, k, start, stop, recording, outputs)
         stages.run()
+        if self.watch is not None:
+            self.watch(stages)
         return stages.finish()
 
     def _explore(self, function: Any, k: int, state: State, recording: bool) -> Step:

@@ -159,9 +159,12 @@ class Stages:
         return self.new
 
     def _stage(self, i: int) -> None:
+        self.slopes.append(self.program.slope(self.function, self.times[i], self.point(i)))
+
+    def point(self, i: int) -> State:
+        """Where stage i evaluates f."""
         terms = self.program.rows[i]
-        at = self.state if terms is None else self._moved(terms)
-        self.slopes.append(self.program.slope(self.function, self.times[i], at))
+        return self.state if terms is None else self._moved(terms)
 
     def _complete(self, stages: int) -> None:
         """Stages beyond those that the new state needs; the last one is f there, if the method is so made."""
