@@ -3,9 +3,9 @@
     x' = (1 - y^2) x - y + u,      y' = x,      minimise the integral of x^2 + y^2 + u^2 over 0 <= t <= 6,
 
 with -0.2 <= u <= 0.8, from x = 0, y = 1. The control is linear between 61 values, which scipy's L-BFGS-B chooses
-within the bounds; the discrete adjoint gives it all 61 derivatives in one reverse sweep, the price being one more
-state of the solve. What comes out is held against Pontryagin's principle: at the optimum u = -lambda_x / 2, cut off
-at the bounds, where the costates lambda solve a boundary value problem (by scipy's solve_bvp).
+within the bounds; the discrete adjoint gives it all 61 derivatives of the running cost in one reverse sweep. What comes
+out is held against Pontryagin's principle: at the optimum u = -lambda_x / 2, cut off at the bounds, where the costates
+lambda solve a boundary value problem (by scipy's solve_bvp).
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ LOWEST, HIGHEST = -0.2, 0.8
 T = torch.linspace(0, END, PIECES + 1, dtype=torch.float64)
 
 
-def oscillate(control: Tensor) -> Tensor:
-    """x, y and the price so far at the times T, (times, 3)."""
+def oscillate(control: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y at the times T, (times, 2), and the price up to them, (times,)."""
+    u = adjoint.Signal(T, control, "linear")
 
     def change(t: Tensor, state: Tensor) -> Tensor:
-        x, y, _ = state
-        piece = (t * (PIECES / END)).long().clamp(max=PIECES - 1)
-        share = t * (PIECES / END) - piece
-        u = control[piece] * (1 - share) + control[piece + 1] * share
-        return torch.stack(((1 - y * y) * x - y + u, x, x * x + y * y + u * u))
+        x, y = state
+        return torch.stack(((1 - y * y) * x - y + u(t), x))
 
-    return adjoint.solve(change, torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64), T, method="rk4").ys
+    def price(t: Tensor, state: Tensor) -> Tensor:
+        return state.square().sum() + u(t) ** 2
+
+    start = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    solution = adjoint.solve(change, start, T, method="rk4", cost=price)
+    return solution.ys, solution.costs
 
 
 def by_pontryagin() -> tuple[np.ndarray, float]:
@@ -64,7 +67,7 @@ def by_pontryagin() -> tuple[np.ndarray, float]:
 def main(out: Path | str | None = None, quick: bool = False) -> Results:
     nothing = torch.zeros(PIECES + 1, dtype=torch.float64)
     bounds = [(LOWEST, HIGHEST)] * (PIECES + 1)
-    fit = minimise(lambda u: oscillate(u)[-1, 2], nothing, iterations=50 if quick else 100, bounds=bounds)
+    fit = minimise(lambda u: oscillate(u)[1][-1], nothing, iterations=40 if quick else 100, bounds=bounds)
     control = torch.tensor(fit.x)
     expected, price = by_pontryagin()
     off = float(np.sqrt(np.mean((fit.x - expected) ** 2)))  # largest at the kinks, which straight pieces cut off
@@ -77,7 +80,10 @@ def main(out: Path | str | None = None, quick: bool = False) -> Results:
     return confirm(results)
 
 
-def picture(control: Tensor, expected: Tensor, run: Tensor, free: Tensor) -> Figure:
+def picture(
+    control: Tensor, expected: Tensor, controlled: tuple[Tensor, Tensor], left_alone: tuple[Tensor, Tensor]
+) -> Figure:
+    (run, price), (free, price_of_none) = controlled, left_alone
     figure = Figure(figsize=(13.5, 4.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.15, 1.15, 1])
     left.axhspan(LOWEST, HIGHEST, color="0.5", alpha=0.1, linewidth=0, label="allowed")
@@ -92,8 +98,8 @@ def picture(control: Tensor, expected: Tensor, run: Tensor, free: Tensor) -> Fig
     middle.set_ylim(-3, 4.4)
     middle.legend(frameon=False, ncols=2, loc="upper center")
     tidy(middle, "The motion", "time", "x, y")
-    right.plot(free[:, 1], free[:, 0], ":", color=GREY, label=f"left alone: price {float(free[-1, 2]):.1f}")
-    right.plot(run[:, 1], run[:, 0], color=BLUE, label=f"controlled: price {float(run[-1, 2]):.2f}")
+    right.plot(free[:, 1], free[:, 0], ":", color=GREY, label=f"left alone: price {float(price_of_none[-1]):.1f}")
+    right.plot(run[:, 1], run[:, 0], color=BLUE, label=f"controlled: price {float(price[-1]):.2f}")
     right.plot(1, 0, "o", color="black", label="start")
     right.set_ylim(-3, 4.4)
     right.legend(frameon=False, loc="upper left")
