@@ -180,6 +180,7 @@ class RecordFile:
                 self.space.reserve(record.parts)
 
     def write(self, number: int, buffers: Buffers) -> None:
+        self.free(number)
         size, digest = sum(part.nbytes for part in buffers), blake2b(digest_size=16)
         parts = self._room(size)
         try:

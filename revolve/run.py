@@ -346,6 +346,8 @@ class Run(Generic[State, Tape, Cotangent]):
             raise ValueError(f"Save({step}, tier={tier}): stores holds the tiers {sorted(self._stores)} only") from None
         store.save(step, state)
         self._states.add((step, tier))
+        if self._loaded is not None and hasattr(store, "settle"):
+            store.settle()  # the state may lie in a slot that is used again before a slow store has copied it
 
     def _at_hand(self, step: int) -> State | None:
         """The working state, or the one before it, if it is that of this step."""

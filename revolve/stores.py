@@ -25,8 +25,9 @@ class CheckpointStore(Protocol[State]):
     What ``load`` gives may share the slot's memory: a dropped slot is given back when neither the working state nor a
     tape recorded from it is in use any more. A store whose loads are copies says ``lends = False`` and is told at once.
 
-    Two methods more are called where a store has them: ``prefetch(step)`` when that state is the next to be loaded, so
-    that reading can begin; ``release()`` when a run is over and the memory of empty slots is wanted no more.
+    Three methods more are called where a store has them: ``prefetch(step)`` when that state is the next to be loaded, so
+    that reading can begin; ``settle()`` when what was saved must be copied now, because its memory may be used again;
+    ``release()`` when a run is over and the memory of empty slots is wanted no more.
     """
 
     def save(self, step: int, state: State) -> None:

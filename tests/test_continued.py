@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,3 +121,37 @@ def test_a_chain_whose_end_is_found_can_be_continued(schedule: Schedule, folder:
 def test_another_schedule_may_take_over(folder: Path) -> None:
     for copy in moments(folder / "run", Binomial(4), (0,))[::3]:
         assert outcome(copy, Online(4), (0,))[0] == expected()
+
+
+def test_points_take_a_small_part_of_the_time_and_long_runs_stay_long(folder: Path) -> None:
+    plain, state, cotangent = chain(3000)
+    lengths: list[int] = []
+
+    class Long(Steps):
+        def advance(self, state: np.ndarray, start: int, stop: int) -> np.ndarray:
+            lengths.append(stop - start)
+            return Chain.advance(self, state, start, stop)
+
+    stepper = Long(plain.matrices)
+    journal = Journal(folder / "run", every=1e6)
+    run = Run(Binomial(2), stepper, journal=journal)
+    run.forward(state, 3000)
+    assert not (folder / "run" / "forward").exists()
+    assert max(lengths) > 500 and len(lengths) < 40
+    written: list[str] = []
+    seal = journal._seal
+    journal._seal = lambda path, *rest: (written.append(path.name), time.sleep(0.01), seal(path, *rest))  # type: ignore[method-assign, assignment, func-returns-value]
+    journal.every = 1e-9
+    began = time.perf_counter()
+    run.backward(cotangent)
+    assert 1 <= len(written) <= 1 + (time.perf_counter() - began) / (0.01 * 20)
+
+
+def test_one_folder_serves_one_run_after_another(folder: Path) -> None:
+    results = [outcome(folder / "run", schedule, (0,))[0] for schedule in (Binomial(3), Binomial(5), StoreAll())]
+    assert all(result == expected() for result in results)
+
+
+def test_a_stepper_without_a_snapshot_is_refused(folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"Chain has no snapshot\(\); a run that can be continued needs snapshot"):
+        Run(Binomial(3), chain(STEPS)[0], journal=Journal(folder / "run"))

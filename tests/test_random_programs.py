@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from adjoint import METHODS, scan
+from adjoint import METHODS, Device, Files, Host, scan
 
 PROGRAMS = int(os.environ.get("PROGRAMS", "100"))
 few, many = (
@@ -230,7 +230,15 @@ def test_every_random_program_has_one_gradient(program: Program, method: str, da
         assert_same_bits(found, first)
 
 
-MEMORY: tuple[dict[str, Any], ...] = ({"slots": 1}, {"slots": 2}, {"slots": 4}, {"budget": "1 MB"}, {})
+FREE = {"write": 0.0, "read": 0.0}
+MEMORY: tuple[dict[str, Any], ...] = (
+    {"slots": 1},
+    {"slots": 2},
+    {"slots": 4},
+    {"budget": "1 MB"},
+    {},
+    {"tiers": [Device(slots=1), Host(slots=1, **FREE), Files(slots=2, **FREE)]},
+)
 
 
 def both(case: Case, **how: Any) -> tuple[list[Tensor], list[Tensor | None]]:

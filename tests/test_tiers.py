@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,25 @@ import adjoint
 from adjoint import Device, Files, Host
 from adjoint.memory import Meter
 from adjoint.stores import FileSlots, HostSlots, Slots
-from revolve import Binomial, Cast, HRevolve, Multistage, Online, StoreAll, StoreError
+from revolve import (
+    Action,
+    Advance,
+    Binomial,
+    Cast,
+    Drop,
+    HRevolve,
+    Load,
+    Multistage,
+    Online,
+    Record,
+    Report,
+    Save,
+    Saved,
+    StoreAll,
+    StoreError,
+    StoreNothing,
+    verify,
+)
 from revolve.files import SlotFile
 from revolve.hierarchy import Tier
 from revolve.zfp import Zfp
@@ -163,6 +184,43 @@ def test_a_store_gives_back_what_it_was_given_in_any_order(name: str, tmp_path: 
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match=r"the state at step 7 has shape \(3,\) .*, the first one \(50, 3\)"):
         store.save(7, (numbers(3), *like[1:]))
+
+
+@dataclass(frozen=True)
+class Demoting:
+    """Moves a state from a slot of the device to a file, and uses that slot at once for another."""
+
+    def forward(self, steps: int | None) -> Iterator[Action]:
+        assert steps is not None
+        yield from (Save(0, 1), Advance(0, 1), Save(1), Advance(1, 2))
+        for step in range(1, steps - 2):
+            yield from (Load(step), Save(step, 1), Drop(step), Advance(step, step + 1), Save(step + 1))
+        yield from (Advance(steps - 2, steps - 1), Record(steps - 1, steps))
+
+    def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
+        return StoreNothing().backward(steps, saved)
+
+    def price(self, steps: int) -> Report:
+        return verify(self, steps)
+
+
+@pytest.mark.parametrize("below", [Files(**FREE), Host(**FREE)], ids=["file", "host"])
+def test_a_slot_is_not_used_again_while_it_is_copied(below: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any) -> int:
+        time.sleep(0.01)
+        return write(*arguments)
+
+    def copied(*arguments: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.01)
+        copy(*arguments)
+
+    write, copy = os.pwrite, adjoint.stores.copy
+    monkeypatch.setattr(os, "pwrite", slowly)
+    monkeypatch.setattr(adjoint.stores, "copy", copied)
+    how = {"method": "rk4", "dt": 0.1}
+    expected = gradients(network(), slots="all", **how)
+    assert_same_bits(gradients(network(), schedule=Demoting(), tiers=[Device(), below], **how), expected)
 
 
 # -- bytes
