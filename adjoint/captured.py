@@ -91,10 +91,20 @@ def _alias(x: Tensor, requires_grad: bool) -> Tensor:
     return alias.requires_grad_(requires_grad)
 
 
+def transformed() -> bool:
+    """Whether tensors may be wrapped here by a torch.func transform, or carry tangents."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forwards()
+
+
+def forwards() -> bool:
+    """Whether forward mode is on."""
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+
+
 def _refuse_transforms(label: str) -> None:
-    """torch.func and forward mode replace tensors by wrappers, which detached aliases would lose."""
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    """Detached aliases would lose what transforms do."""
+    if transformed():
         raise NotImplementedError(
-            f"{label} is differentiated inside a torch.func transform or in forward mode, which the reverse sweep "
-            f"cannot follow; use gradient='backprop' and a fixed-step method, or torch.autograd.grad without transforms"
+            f"{label} is differentiated inside a torch.func transform or in forward mode, which this call cannot follow; "
+            f"use gradient='backprop' and a fixed-step method, or torch.autograd.grad without transforms"
         )

@@ -86,4 +86,9 @@ def gradient_named(gradient: str | Gradient) -> Gradient:
     return named("gradient", gradient, GRADIENTS)()
 
 
+def is_backprop(gradient: str | Gradient) -> bool:
+    """Whether it is torch's own graph, which follows whatever torch does."""
+    return gradient == "backprop" or isinstance(gradient, Backprop)
+
+
 __all__ = ["GRADIENTS", "Backprop", "Backsolve", "Discrete", "Tangent", "Tensor", "gradient_named"]

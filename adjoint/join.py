@@ -150,7 +150,8 @@ class _Reverse(torch.autograd.Function):
         sweep = ctx.sweep.reversal if isinstance(ctx.sweep, Filled) else ctx.sweep
         if not hasattr(sweep, "second" if wanted else "tangents"):
             raise RuntimeError(
-                "this gradient cannot be differentiated again; use gradient='discrete' or 'backprop' for second derivatives"
+                "this gradient cannot be differentiated again, nor be had in forward mode; "
+                "use gradient='discrete' or 'backprop' for that"
             )
         if any(v is not None and torch._C._functorch.is_legacy_batchedtensor(v) for v in directions):
             raise RuntimeError(

@@ -60,7 +60,7 @@ class Listener:
                 return function(*given)
 
         result = run((partial(listened, f), args, *(partial(listened, g) for g in others)))
-        return result, {key: x for key, x in mode.unknown.items() if differentiable(x) and x.numel() and is_plain(x)}
+        return result, {key: x for key, x in mode.unknown.items() if is_plain(x) and differentiable(x) and x.numel()}
 
 
 class _Listening(TorchFunctionMode):

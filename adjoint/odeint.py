@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adjoint.autograd import Cotangent
 from adjoint.continuous import Backsolve
-from adjoint.gradients import gradient_named
+from adjoint.gradients import gradient_named, is_backprop
 from adjoint.join import Filled, join
 from adjoint.methods import Method, program_of
 from adjoint.options import Question, callbacks_of, control_of, method_named, tolerance_of
@@ -19,8 +19,10 @@ from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.solve import check_args, checked_state, checked_times, steps_of
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
 from adjoint.tensors import Reach, State, Structure
+from adjoint.transforms import leaves_of_tree, through_transforms, tree_of_leaves
 
 
+@through_transforms(leaves_of_tree, tree_of_leaves, lambda arguments: is_backprop(arguments["gradient"]))
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -52,6 +54,7 @@ def odeint(
     return call.values(t, rtol, atol)
 
 
+@through_transforms(leaves_of_tree, tree_of_leaves, lambda arguments: is_backprop(arguments["gradient"]))
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,

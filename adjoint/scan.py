@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from adjoint.autograd import Step
-from adjoint.gradients import gradient_named
+from adjoint.gradients import gradient_named, is_backprop
 from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.tensors import State, Structure, added, check_dense, refuse_writing, versions_of
 from adjoint.tiers import Kind
+from adjoint.transforms import leaves_of_tree, through_transforms, tree_of_leaves
 from revolve import Journal, Schedule
 
 
@@ -122,6 +123,7 @@ class ScanProgram:
         return [None if v is None else v[:, k] for v in self._directions]
 
 
+@through_transforms(leaves_of_tree, tree_of_leaves, lambda arguments: is_backprop(arguments["gradient"]))
 def scan(
     step: Callable[..., tuple[Any, Any]],
     carry: Any,

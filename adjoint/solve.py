@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adjoint.continuous import Backsolve
-from adjoint.gradients import gradient_named
+from adjoint.gradients import gradient_named, is_backprop
 from adjoint.members import MemberStats, Wishes, solve_members
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
@@ -29,6 +29,7 @@ from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable, map_tree
 from adjoint.tiers import Kind
 from adjoint.timeline import CONTROLLERS, Controller, SolveError
+from adjoint.transforms import leaves_of_tree, mapped, through_transforms, tree_of_leaves
 from revolve import Journal, Plan, Schedule
 
 
@@ -52,6 +53,27 @@ class Solution:
     """The integral of ``cost`` from t[0] on, at every time in ``ts`` (in ``observed_ts`` with ``observe``)."""
 
 
+def _values(solution: Solution) -> list[Tensor]:
+    return leaves_of_tree((solution.ys, solution.observed, solution.costs))
+
+
+def _with_values(solution: Solution, every: list[Solution], values: list[Tensor], arguments: dict[str, Any]) -> Solution:
+    """A solution with other values; of a mapped solve the first member's, with the status of each."""
+    t = arguments["t"]
+    times = t if isinstance(t, Tensor) and t.is_floating_point() else solution.ts
+    status: Any = solution.status if len(every) == 1 else tuple(x.status for x in every)
+    ys, observed, costs = tree_of_leaves((solution.ys, solution.observed, solution.costs), [], values, {})
+    return replace(solution, ts=times, ys=ys, observed=observed, costs=costs, status=status)
+
+
+def _follows(arguments: dict[str, Any]) -> bool:
+    """Whether torch's own graph can be had under the transforms that are on: vmap cannot ask whether to accept a step."""
+    return is_backprop(arguments["gradient"]) and not (
+        mapped() and getattr(_method(arguments["method"]), "adaptive", False)
+    )
+
+
+@through_transforms(_values, _with_values, _follows)
 def solve(
     f: Callable[..., Any],
     y0: Any,

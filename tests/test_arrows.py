@@ -64,6 +64,7 @@ ORDER = {
         "marks",
         "kept",
         "captured",
+        "transforms",
         "autograd",
         "tangents",
         "join",

@@ -304,17 +304,7 @@ USES: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("use", USES)
-@pytest.mark.parametrize("gradient", [name for name in GRADIENTS if name != "backprop"])
-@pytest.mark.parametrize("method", ["rk4", "tsit5"])
-def test_a_transform_over_a_solve_is_refused_by_name(transform: str, use: str, gradient: str, method: str) -> None:
-    how = {"gradient": gradient, **steps_of(method)}
-    with pytest.raises(NotImplementedError, match="f is differentiated inside a torch.func.*gradient='backprop' and a"):
-        TRANSFORMS[transform](lambda x: USES[use](x, how), numbers(2, seed=3))
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS)
-@pytest.mark.parametrize("use", USES)
-def test_the_way_out_of_transforms_works(transform: str, use: str) -> None:
+def test_torchs_own_graph_follows_transforms_by_itself(transform: str, use: str) -> None:
     how, x = {"gradient": "backprop", "method": "rk4", "dt": 0.3}, numbers(2, seed=3)
     found = TRANSFORMS[transform](lambda x: USES[use](x, how), x)
     z = x.clone().requires_grad_()
@@ -323,14 +313,6 @@ def test_the_way_out_of_transforms_works(transform: str, use: str) -> None:
         assert torch.allclose(found, expected, rtol=1e-12)
     elif transform == "jvp":
         assert torch.allclose(found[1], (expected * x).sum(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("gradient", [name for name in GRADIENTS if name != "backprop"])
-def test_forward_mode_is_refused_and_not_lost(gradient: str) -> None:
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(numbers(2), numbers(2, seed=1))
-        with pytest.raises(NotImplementedError, match="in forward mode.*gradient='backprop'"):
-            solve(lambda t, y: dual * y, numbers(2), TIMES, gradient=gradient)
 
 
 @pytest.mark.parametrize("field", ["min_step", "max_step", "safety", "smallest", "largest"])
