@@ -57,7 +57,9 @@ def _values(solution: Solution) -> list[Tensor]:
     return leaves_of_tree((solution.ys, solution.observed, solution.costs))
 
 
-def _with_values(solution: Solution, every: list[Solution], values: list[Tensor], arguments: dict[str, Any]) -> Solution:
+def _with_values(
+    solution: Solution, every: list[Solution], values: list[Tensor], arguments: dict[str, Any]
+) -> Solution:
     """A solution with other values; of a mapped solve the first member's, with the status of each."""
     t = arguments["t"]
     times = t if isinstance(t, Tensor) and t.is_floating_point() else solution.ts
