@@ -7,8 +7,9 @@ which a gradient could be silently wrong.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import count, islice
 from typing import Any, NamedTuple, Protocol
 
@@ -256,7 +257,9 @@ class AutogradStepper:
         while tape:
             block = tape.pop()
             try:
-                cotangent = self._transpose(block, cotangent)
+                with _uncollected() if block.fresh else nullcontext():
+                    cotangent = self._transpose(block, cotangent)
+                    del block
             except RuntimeError as error:
                 refuse_used_again(error, self.program.label, self.reversed)
                 raise
@@ -342,6 +345,19 @@ class AutogradStepper:
 
 def _results(step: Step) -> list[Tensor]:
     return [*step.state, *(x for _, values in step.outputs for x in values)]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: following a graph makes an object a node, which all go with the graph; they would set
+    off one collection after the other, and some of those look at everything that torch ever imported."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _linked(state: State) -> State | None:
