@@ -133,6 +133,10 @@ BLOCK = 32
 """So many steps at most are recorded as one graph, and transposed by one call of torch's engine."""
 
 
+ALIGNMENT = 64
+"""Bytes to which torch aligns memory."""
+
+
 class Recorded(NamedTuple):
     """Steps in a row on one graph, cut before the first.
 
@@ -283,7 +287,13 @@ class AutogradStepper:
             self.reversing(self.reversed, steps[-1].state, cotangent, self.sums)
         roots: list[Tensor] = []
         seeds: list[Tensor] = []
-        for x, seed in zip(steps[-1].state, cotangent, strict=True):
+        parameters = self.captured.leaves
+        for leaf, total in zip(parameters, self.sums, strict=True):
+            if total is not None:
+                roots.append(leaf)
+                seeds.append(total)
+        sums = len(roots)
+        for x, seed in zip(reversed(steps[-1].state), reversed(cotangent), strict=True):  # as the nodes between steps
             if seed is not None and x.requires_grad:
                 roots.append(x)
                 seeds.append(seed)
@@ -295,14 +305,9 @@ class AutogradStepper:
                     if all_seeds is not None and x.requires_grad:
                         roots.append(x)
                         seeds.append(all_seeds[index])
-        if not roots:
+        if len(roots) == sums:
             return [None] * len(leaves)
         own = [x for x in leaves if x.requires_grad]
-        parameters = self.captured.leaves
-        for leaf, total in zip(parameters, self.sums, strict=True):
-            if total is not None:
-                roots.append(leaf)
-                seeds.append(total)
         gradients = iter(torch.autograd.grad(roots, [*own, *inputs, *parameters], seeds, allow_unused=True))
         result = [next(gradients) if x.requires_grad else None for x in leaves]
         for k, step in zip(count(self.reversed + len(steps) - 1, -1), reversed(steps), strict=False):
@@ -362,26 +367,38 @@ def _uncollected() -> Iterator[None]:
 
 def _linked(state: State) -> State | None:
     """Leaves for the next step on the same graph; None if that would not be the same: then the graph is cut."""
-    if not all((x.requires_grad or not differentiable(x)) and x.is_contiguous() for x in state):
+    if not all((x.requires_grad or not differentiable(x)) and _plain(x) for x in state):
         return None
     return tuple([x.view_as(x) if differentiable(x) else x for x in state])
 
 
 def _outputs_apart(step: Step) -> Step:
-    """Outputs that are the new state itself get a node of their own, so that their cotangents are added in turn."""
+    """Outputs that are the new state itself, or leaves, get a node of their own: their cotangents are added in turn."""
     if not step.outputs:
         return step
     own = {id(x) for x in step.state if x.requires_grad}
-    outputs = tuple((i, tuple([x.view_as(x) if id(x) in own else x for x in xs])) for i, xs in step.outputs)
+    outputs = tuple(
+        (i, tuple([x.view_as(x) if x.requires_grad and (x.is_leaf or id(x) in own) else x for x in xs]))
+        for i, xs in step.outputs
+    )
     return step._replace(outputs=outputs)
 
 
+def _plain(x: Tensor) -> bool:
+    """Whether x lies as a kept state will: other strides and other alignment are other kernels, and other bits."""
+    return x.is_contiguous() and x.storage_offset() * x.itemsize % ALIGNMENT == 0 and not (x.is_conj() or x.is_neg())
+
+
 def _settled(state: State) -> State:
-    """A state ready for the next step: no graph, contiguous (other strides are other kernels, and other bits)."""
+    """A state ready for the next step: no graph, and in memory as a kept one."""
     for x in state:
-        if x.requires_grad or not x.is_contiguous():
-            return tuple(x.detach().contiguous() for x in state)
+        if x.requires_grad or not _plain(x):
+            return tuple([x.detach() if _plain(x) else _copied(x.detach()) for x in state])
     return state
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def _apart(state: State, entry: State) -> State:
