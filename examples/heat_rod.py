@@ -54,7 +54,7 @@ def temperatures(logarithms: Tensor, t: Tensor) -> Tensor:
         return (torch.cat((heating, flow[:, :-1]), 1) - flow) * (60 / (CAPACITY * DX))
 
     first = torch.full((len(logarithms), CELLS), ROOM, dtype=torch.float64)
-    return adjoint.solve(change, first, t, method="rk4", dt=2.5 / 60, slots=40).ys
+    return adjoint.solve(change, first, t, method="rk4", dt=2.5 / 60, slots=40, jumps=(10.0,)).ys
 
 
 def main(out: Path | str | None = None, quick: bool = False) -> Results:

@@ -91,6 +91,6 @@ def problems() -> dict[str, Problem]:
         Problem("Lorenz-96, 40 places", lorenz96, 8 + random.normal(size=40), (np.array([8.0]),), 512, 2**-8),
         Problem("MLP 64-64-64, batch 64", network, random.normal(size=(64, 64)), weights, 256, 2**-8),
         Problem("Gray-Scott, 128 x 128", gray_scott, squares(128), patterns, 256, 1.0),
-        Problem("Gray-Scott, 1024 x 1024", gray_scott, squares(1024), patterns, 16, 1.0),
+        Problem("Gray-Scott, 1024 x 1024", gray_scott, squares(1024), patterns, 8, 1.0),
     ]
     return {problem.name: problem for problem in members}
