@@ -2,9 +2,10 @@
 
 from adjoint import check
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
+from adjoint.interpolate import DenseSolution
 from adjoint.members import MemberStats
 from adjoint.newton import Objective, gauss_newton, hvp
-from adjoint.odeint import odeint, odeint_adjoint
+from adjoint.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from adjoint.problem import Stats
 from adjoint.scan import scan
 from adjoint.signals import Signal
@@ -24,6 +25,7 @@ __all__ = [
     "Backprop",
     "Backsolve",
     "Controller",
+    "DenseSolution",
     "Device",
     "Discrete",
     "Files",
@@ -43,6 +45,8 @@ __all__ = [
     "hvp",
     "odeint",
     "odeint_adjoint",
+    "odeint_dense",
+    "odeint_event",
     "scan",
     "solve",
 ]

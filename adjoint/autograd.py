@@ -45,10 +45,13 @@ class Program(Protocol):
     """Calls of the caller's function so far."""
     initial: int | None
     """The index at which x_0 itself is an output, if it is one."""
-    outputs: int
-    """How many output indices there are."""
     series: State
     """Tensors without grad of which each step is handed a part."""
+
+    @property
+    def outputs(self) -> int:
+        """How many output indices there are, by now."""
+        ...
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Cotangent
-from adjoint.continuous import Backsolve
+from adjoint.call import Call
+from adjoint.events import EventFunction
 from adjoint.gradients import gradient_named, is_backprop
-from adjoint.join import Filled, join
-from adjoint.methods import Method, program_of
-from adjoint.options import Question, callbacks_of, control_of, method_named, tolerance_of
-from adjoint.problem import Gradient, Problem, check_memory
-from adjoint.solve import check_args, checked_state, checked_times, steps_of
-from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
-from adjoint.tensors import Reach, State, Structure
+from adjoint.interpolate import DenseSolution
+from adjoint.options import METHODS
+from adjoint.problem import Gradient
 from adjoint.transforms import leaves_of_tree, through_transforms, tree_of_leaves
 
 
-@through_transforms(leaves_of_tree, tree_of_leaves, lambda arguments: is_backprop(arguments["gradient"]))
+def _follows_transforms(arguments: dict[str, Any]) -> bool:
+    """Torch's own graph does, but an event is looked for with numbers."""
+    return is_backprop(arguments["gradient"]) and arguments["event_fn"] is None
+
+
+@through_transforms(leaves_of_tree, tree_of_leaves, _follows_transforms)
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -32,6 +32,7 @@ def odeint(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
+    event_fn: EventFunction | None = None,
     args: tuple[Any, ...] = (),
     slots: int | str | None = None,
     budget: int | str | None = None,
@@ -48,13 +49,15 @@ def odeint(
       ``max_iters``, ``implicit``;
     - controlled ones: ``first_step``, ``safety``, ``ifactor``, ``dfactor``, ``max_num_steps``, ``min_step``,
       ``max_step``, ``jump_t``, ``step_t``, ``dtype``, ``norm``.
+
+    With ``event_fn`` the solve runs from t[0], in the direction of t[1] and beyond it, until event_fn(t, y) changes its
+    sign, and the result is (time of the event, solution at t[0] and there): see :func:`odeint_event`.
     """
-    how = gradient_named(gradient)
-    call = _Call.of(func, y0, args, method, options, (slots, budget), how)
-    return call.values(t, rtol, atol)
+    call = Call.of(func, y0, args, method, options, (slots, budget), gradient_named(gradient))
+    return call.values(t, rtol, atol) if event_fn is None else call.until(t, rtol, atol, event_fn)
 
 
-@through_transforms(leaves_of_tree, tree_of_leaves, lambda arguments: is_backprop(arguments["gradient"]))
+@through_transforms(leaves_of_tree, tree_of_leaves, _follows_transforms)
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,
@@ -64,6 +67,7 @@ def odeint_adjoint(
     atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
+    event_fn: EventFunction | None = None,
     adjoint_rtol: Any = None,
     adjoint_atol: Any = None,
     adjoint_method: str | None = None,
@@ -84,130 +88,68 @@ def odeint_adjoint(
     """
     how = gradient_named(gradient)
     declared = tuple(x for x in adjoint_params or () if x.requires_grad)
-    call = _Call.of(func, y0, args, method, options, (slots, budget), how, zeros=True, declared=declared)
+    call = Call.of(func, y0, args, method, options, (slots, budget), how, zeros=True, declared=declared)
     call = call.backwards(adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options)
-    return call.values(t, rtol, atol)
+    return call.values(t, rtol, atol) if event_fn is None else call.until(t, rtol, atol, event_fn)
 
 
-class _Declared:
-    """A function, and tensors that count as its own though it may not use them."""
+def odeint_event(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Any,
+    *,
+    event_fn: EventFunction,
+    reverse_time: bool = False,
+    odeint_interface: Callable[..., Any] = odeint,
+    **kwargs: Any,
+) -> tuple[Tensor, Any]:
+    """The time at which event_fn(t, y) first changes its sign after t0 (before it with ``reverse_time``), and the
+    solution at t0 and at that time, as the leading dimension of its leaves.
 
-    def __init__(self, func: Callable[..., Any], tensors: tuple[Tensor, ...]) -> None:
-        self.func, self.tensors = func, tensors
-
-    def __call__(self, *given: Any) -> Any:
-        return self.func(*given)
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What all the doors have in common."""
-
-    question: Question
-    function: tuple[Callable[..., Any], tuple[Any, ...]]
-    method: Method
-    options: Mapping[str, Any]
-    memory: tuple[int | str | None, int | str | None]
-    how: Gradient
-    zeros: bool = False
-    backward: Mapping[str, Any] = field(default_factory=dict)
-    """What a continuous adjoint does otherwise than the solve: rtol, atol, method, options."""
-
-    @classmethod
-    def of(
-        cls,
-        func: Callable[..., Any],
-        y0: Any,
-        args: tuple[Any, ...],
-        method: str | None,
-        options: Mapping[str, Any] | None,
-        memory: tuple[int | str | None, int | str | None],
-        how: Gradient,
-        zeros: bool = False,
-        declared: tuple[Tensor, ...] = (),
-    ) -> _Call:
-        structure, state = Structure.of(y0, "y0")
-        checked_state(state)
-        check_args(args)
-        check_memory(*memory)
-        known = dict(options or {})
-        found = method_named("method", method, known)
-        if state[0].is_meta and (found.adaptive or getattr(found, "implicit", False)):
-            raise ValueError(f"method={found.name!r} measures errors, and meta tensors hold none; use 'rk4'")
-        function = (_Declared(func, declared) if declared else func, tuple(args))
-        return cls(Question(func, y0, structure, state), function, found, known, memory, how, zeros)
-
-    def backwards(self, rtol: Any, atol: Any, method: str | None, options: Mapping[str, Any] | None) -> _Call:
-        """The same, with wishes for the continuous adjoint; they are read, and checked, even if it is not asked for."""
-        given = {"rtol": rtol, "atol": atol, "method": method, "options": options}
-        if method is not None:
-            method_named("adjoint_method", method, dict(options or {}))
-        return replace(self, backward={name: value for name, value in given.items() if value is not None})
-
-    def values(self, t: Tensor, rtol: Any, atol: Any) -> Any:
-        """The solution at the times asked for."""
-        question = self.question
-        times = checked_times(t, question.state)
-        control = control_of(
-            question, self.method, tolerance_of(question, rtol, atol, self.options), self.options, times
+    Signs are compared at the ends of steps; where there are several components, the first that changes its sign is the
+    event, and one that is zero at t0 is one at once. Both results are exact functions of everything that the solution
+    and event_fn depend on: the derivative of the time is that of the root of event_fn along the interpolant that was
+    computed. ``odeint_interface`` is :func:`odeint` or :func:`odeint_adjoint`, or a partial of them; ``kwargs`` go to
+    it. Fixed steps need ``options={"step_size": ..}``. Raises SolveError if no event is met in 20,000 fixed steps, or in
+    ``max_num_steps`` controlled ones (100,000).
+    """
+    inner = getattr(odeint_interface, "func", odeint_interface)
+    if (getattr(inner, "__module__", "") or "").partition(".")[0] == "torchdiffeq":
+        raise ValueError(
+            f"odeint_interface={inner.__name__} of torchdiffeq gives event times without derivatives; "
+            f"give adjoint.odeint or adjoint.odeint_adjoint"
         )
-        if len(times) == 1:
-            return question.structure.unflatten(self._still())
-        program = self._program(times, control)
-        outcome = self._how()(self._problem(program))
-        if outcome.failure is not None:
-            raise outcome.failure
-        return question.structure.unflatten(outcome.outputs)
-
-    def _program(self, times: Tensor, control: Control) -> ExplicitProgram:
-        func = self.question.func
-        control = replace(
-            control, callbacks=callbacks_of(func, self.method), twins=callbacks_of(func, self.method, True)
-        )
-        start = tuple(x.detach().contiguous() for x in self.question.state)
-        return program_of(self.method, times, self.question.structure, start, control)
-
-    def _problem(self, program: ExplicitProgram) -> Problem:
-        slots, budget = self.memory
-        reversing = program.reversing if program.control.twins else None
-        first = program.first(self.question.state)
-        steps = steps_of(program)
-        return Problem(program, self.function, first, steps, slots, budget, zeros=self.zeros, reversing=reversing)
-
-    def _still(self) -> list[Tensor]:
-        """The first state, at the only time."""
-        state = self.question.state
-        tensors = [x for _, x in Reach(self.function, "func").requiring_grad] if self.zeros else []
-        if not tensors or not torch.is_grad_enabled():
-            return [x[None] for x in state]
-        inputs = (*state, *tensors)
-        return join(Filled(_Still(len(tensors)), inputs), [x.detach()[None].clone() for x in state], None, inputs)[0]
-
-    def _how(self) -> Gradient:
-        """The gradient, told how to step backwards if it does."""
-        how, wishes = self.how, self.backward
-        if not isinstance(how, Backsolve) or how.control is not None or how.method is not None:
-            return how
-        options = dict(wishes.get("options", {name: x for name, x in self.options.items() if name != "norm"}))
-        norm = options.pop("norm", how.norm)
-        method = method_named("adjoint_method", wishes["method"], options) if "method" in wishes else self.method
-
-        def control(func: Callable[..., Any], state: State, times: Tensor) -> Control:
-            structure, _ = Structure.of(state, "the augmented state")
-            return control_of(Question(func, state, structure, state), method, Tolerance(0.0, 1.0), options, times)
-
-        own = {name: wishes.get(name, getattr(how, name)) for name in ("rtol", "atol")}
-        return replace(how, **own, norm=norm, method=method, control=control)  # with tolerances of its own
+    start = t0.reshape(-1) if isinstance(t0, Tensor) else torch.tensor([float(t0)], dtype=torch.float64)
+    if len(start) != 1:
+        raise ValueError(f"t0 has shape {tuple(t0.shape)}; give a single time")
+    t = torch.cat((start, start.detach() + (-1.0 if reverse_time else 1.0)))
+    time, solution = odeint_interface(func, y0, t, event_fn=event_fn, **kwargs)
+    return time, solution
 
 
-@dataclass(frozen=True)
-class _Still:
-    """No step at all: what comes in goes out, and so many tensors are not used."""
+def odeint_dense(
+    func: Callable[..., Any],
+    y0: Any,
+    t0: Any,
+    t1: Any,
+    *,
+    rtol: Any = 1e-7,
+    atol: Any = 1e-9,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    args: tuple[Any, ...] = (),
+    slots: int | str | None = None,
+    budget: int | str | None = None,
+    gradient: str | Gradient = "backprop",
+) -> DenseSolution:
+    """The solution of dy/dt = func(t, y, *args) from t0 to t1 as a function of time, with gradients to everything.
 
-    unused: int
-
-    def check(self) -> None:
-        pass
-
-    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
-        return [*(None if g is None else g[0] for g in of_outputs), *[None] * self.unused]
+    Call the result with times of any shape between t0 and t1: it gives a tree like y0, the times' shape leading. Any
+    method of :func:`odeint` serves; fixed steps need ``step_size`` or ``grid_constructor``, and are joined by cubics
+    unless ``interp="linear"``.
+    """
+    options = dict(options or {})
+    if method in METHODS and not METHODS[method].adaptive:
+        options.setdefault("interp", "cubic")
+    call = Call.of(func, y0, args, method, options, (slots, budget), gradient_named(gradient))
+    return call.dense(t0, t1, rtol, atol)

@@ -44,6 +44,9 @@ ADAPTIVE = frozenset(
 )
 CALLBACKS = {"step": "callback_step", "accept": "callback_accept_step", "reject": "callback_reject_step"}
 
+UNTIL_EVENT, FIXED_UNTIL_EVENT = 100_000, 20_000
+"""Steps at most, controlled and fixed, until an event is met."""
+
 Norm = Callable[[Any], Any]
 
 
@@ -97,7 +100,9 @@ def control_of(
     """How the steps are chosen. ``times``: those asked for; None for a solve whose end is not known."""
     control = Control(tolerance, time_dtype=question.time_dtype, perturb=bool(options.get("perturb", False)))
     if method.adaptive:
-        return _controlled(control, options, 1 if times is None else len(times) - 1)
+        if times is None:
+            return _controlled(control, options, 1, UNTIL_EVENT)
+        return _controlled(control, options, len(times) - 1, 2**31 - 1)
     return _gridded(control, question, options, times)
 
 
@@ -153,7 +158,7 @@ def _per_leaf(name: str, tolerance: Any, question: Question) -> tuple[float | Te
     return tuple(fitting)
 
 
-def _controlled(control: Control, options: Mapping[str, Any], intervals: int) -> Control:
+def _controlled(control: Control, options: Mapping[str, Any], intervals: int, most: int) -> Control:
     controller = Controller(
         proportional=0.0,
         integral=1.0,
@@ -168,7 +173,7 @@ def _controlled(control: Control, options: Mapping[str, Any], intervals: int) ->
     return replace(
         control,
         dt=None if first is None else float(first),
-        max_steps=intervals * int(options.get("max_num_steps", 2**31 - 1)),  # torchdiffeq counts for each interval
+        max_steps=intervals * int(options.get("max_num_steps", most)),  # torchdiffeq counts for each interval
         controller=controller,
         jumps=_times("jump_t", options),
         stops=_times("step_t", options),
@@ -207,7 +212,7 @@ def _gridded(control: Control, question: Question, options: Mapping[str, Any], t
     if times is None:
         if step is None:
             raise ValueError("an event is looked for step by step; give options={'step_size': ...}, or method='dopri5'")
-        return replace(control, dt=float(step))
+        return replace(control, dt=float(step), max_steps=FIXED_UNTIL_EVENT)
     if construct is not None:
         return _constructed(control, question, construct, times)
     return control if step is None else replace(control, grid=_multiples(times.tolist(), float(step)))

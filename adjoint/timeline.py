@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+STRIDE = 128
+"""So many steps are laid out at once where the end is not known."""
+
 MOST_STEPS = 10**8
 """Fixed steps are laid out before the solve, at some 60 bytes each."""
 
@@ -123,6 +126,42 @@ class GridTimeline:
         return torch.cat((t[:1], t[0] + offsets, t[-1:]))
 
 
+class StridingTimeline:
+    """Equal steps from a start to an end that is not known; they move with the start."""
+
+    landing = False
+    done = False
+
+    def __init__(self, start: float, length: float, most: int) -> None:
+        self._start, self._length, self._most = start, length, most
+        self._times = [start]
+        self.extend()
+
+    @property
+    def steps(self) -> int:
+        """Steps laid out so far."""
+        return len(self._times) - 1
+
+    def extend(self) -> None:
+        count = self.steps
+        if count >= self._most:
+            raise SolveError(
+                "max_steps",
+                f"no event in {count} steps of {abs(self._length):g}, up to t={self._times[-1]:.6g}; give longer steps, or "
+                f"start nearer to the event",
+                t=self._times[-1],
+                step=count,
+            )
+        further = min(count + STRIDE, self._most)
+        self._times += [self._start + self._length * k for k in range(count + 1, further + 1)]
+
+    def ends(self, step: int) -> tuple[float, float]:
+        return self._times[step], self._times[step + 1]
+
+    def knots(self, t: Tensor) -> Tensor:
+        return t[0] + self._length * torch.arange(len(self._times), dtype=t.dtype, device=t.device)
+
+
 @dataclass(frozen=True)
 class Controller:
     """From error ratios (1 is the tolerance) to the length of the next step.
@@ -225,7 +264,7 @@ class AdaptiveTimeline:
         if self.steps >= self.max_steps:
             raise SolveError(
                 "max_steps",
-                f"max_steps={self.max_steps} taken and t={t:.6g} of {self.stop:.6g} reached "
+                f"max_steps={self.max_steps} taken and {self._progress(t)} "
                 f"(step size {self._length:.3g}); allow more steps, loosen rtol/atol, or the problem is stiff",
                 t=t,
                 step=self.steps,
@@ -246,6 +285,9 @@ class AdaptiveTimeline:
         if abs(stop - t) <= reach or self._sign * ahead >= self._sign * stop:
             return t, stop
         return t, ahead
+
+    def _progress(self, t: float) -> str:
+        return f"no event met by t={t:.6g}" if math.isinf(self.stop) else f"t={t:.6g} of {self.stop:.6g} reached"
 
     def _least(self, t: float) -> float:
         """A step must not be shorter, from here."""

@@ -233,17 +233,17 @@ class AdamsStages(Stages):
             program.corrected(self.k, program.method.max_iters, False)
         return change
 
-    def _settled(self, before: State, after: State) -> bool:
-        with torch.no_grad():
-            moved = tuple(x - y for x, y in zip(after, before, strict=True))
-            scaled = self.program.control.tolerance.scaled(moved, before, after)
-            return all(bool((x < 1).all()) for x in scaled)
-
     def _over_step(self, weights: Sequence[float], slopes: list[State]) -> State:
         """h times the weighted sum of slopes."""
         terms = Terms(weights)
         h = self.h * terms.scale
         return tuple([(terms.of(slopes, leaf) * h).to(y.dtype) for leaf, y in enumerate(self.state)])
+
+    def _settled(self, before: State, after: State) -> bool:
+        with torch.no_grad():
+            moved = tuple(x - y for x, y in zip(after, before, strict=True))
+            scaled = self.program.control.tolerance.scaled(moved, before, after)
+            return all(bool((x < 1).all()) for x in scaled)
 
     def carried(self) -> State:
         size = len(self.history)
@@ -251,16 +251,19 @@ class AdamsStages(Stages):
 
     def finish(self) -> Step:
         step = super().finish()
-        if self.k == 0 and self.wanted:
+        if self.k == 0 and self.wanted and self.program.view is None:
             return step._replace(outputs=((0, self.state), *step.outputs))
         return step
 
     def interpolate(self) -> list[State]:
-        polynomial = self.polynomial()
-        return [tuple([_horner(column, theta) for column in polynomial]) for theta in self.fractions]
+        leaves = self._coefficients()
+        return [tuple([_horner(column, theta) for column in leaves]) for theta in self.fractions]
 
-    def polynomial(self) -> tuple[list[Tensor], ...]:
-        """For each leaf the coefficients of 1, theta, theta^2, .. over this step."""
+    def polynomial(self) -> State:
+        return tuple([torch.stack(column) for column in self._coefficients()])
+
+    def _coefficients(self) -> tuple[list[Tensor], ...]:
+        """For each leaf those of 1, theta, theta^2, .. over this step."""
         change = tuple([y - x for x, y in zip(self.state, self.new, strict=True)])
         if self.program.method.interp == "linear":
             return tuple([[y, d] for y, d in zip(self.state, change, strict=True)])

@@ -9,10 +9,11 @@ the discrete adjoint of Sandu (2006), Springer LNCS 3994, section 2.1, for the s
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +23,17 @@ from adjoint.autograd import Step
 from adjoint.steppers.stages import Stages, Terms
 from adjoint.tableaus import Tableau
 from adjoint.tangents import Batch, pushed
-from adjoint.tensors import State, Structure, added, refuse_writing, versions_of
-from adjoint.timeline import AdaptiveTimeline, Asked, Controller, FixedTimeline, GridTimeline, SolveError, replayed
+from adjoint.tensors import State, Structure, added, bytes_of, refuse_writing, versions_of
+from adjoint.timeline import (
+    AdaptiveTimeline,
+    Asked,
+    Controller,
+    FixedTimeline,
+    GridTimeline,
+    SolveError,
+    StridingTimeline,
+    replayed,
+)
 
 ROWS = 128
 """Stage times are made for this many steps at once."""
@@ -107,6 +117,27 @@ class Control:
     """The same for the way back: called with (t, (0, y, its cotangent, those of the captured tensors ..), |h|)."""
 
 
+class View(Protocol):
+    """What is shown of a solve in place of values at asked times: polynomials of steps, by index."""
+
+    def count(self, steps: int) -> int:
+        """How many, once so many steps have been taken."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether the solve may end."""
+        ...
+
+    def look(self, stages: Stages) -> tuple[tuple[int, State], ...]:
+        """What to show of a step that has been taken."""
+        ...
+
+    def afresh(self) -> View:
+        """One like this for a step on trial."""
+        ...
+
+
 class ExplicitProgram:
     """The steps of an explicit Runge-Kutta solve. ``function`` is a pair (f, args).
 
@@ -129,11 +160,11 @@ class ExplicitProgram:
         control: Control,
     ) -> None:
         self.tableau, self.structure, self.control = tableau, structure, control
-        self.leaves = len(like)
+        self.leaves, self._bytes = len(like), bytes_of(like)
+        self.view: View | None = None
         self.method: Any = tableau
         self.asked = Asked([float(x) for x in t.tolist()])
-        self.outputs = len(self.asked.t)
-        self.timeline: FixedTimeline | GridTimeline | AdaptiveTimeline
+        self.timeline: FixedTimeline | GridTimeline | StridingTimeline | AdaptiveTimeline
         self.inputs: tuple[Tensor, ...] = (t,) if t.requires_grad else ()
         self.evaluations = 0
         self.graph_times: Tensor | None = None
@@ -158,6 +189,11 @@ class ExplicitProgram:
                 first = _first_step(self, function, tuple(x.contiguous() for x in state), self.asked.t[0], span)
             self.timeline.begin(min(first, abs(span)))
 
+    def seen_by(self, view: View) -> ExplicitProgram:
+        """This program, showing polynomials of steps in place of values at the asked times."""
+        self.view, self.initial = view, None
+        return self
+
     def first(self, state: State) -> State:
         """The first state of the chain, from that of the equation."""
         return state
@@ -177,6 +213,8 @@ class ExplicitProgram:
         other.timeline = FixedTimeline([start, stop], None)
         other.control = replace(self.control, callbacks={}, twins={})
         other.watch = None
+        if self.view is not None:
+            other.view = self.view.afresh()
         return other
 
     def on_graph(self) -> ExplicitProgram:
@@ -187,8 +225,20 @@ class ExplicitProgram:
         return other
 
     @property
+    def outputs(self) -> int:
+        return len(self.asked.t) if self.view is None else self.view.count(self.timeline.steps)
+
+    @property
+    def step_bytes(self) -> int:
+        """What every step adds to a view that grows with them, and to its cotangents."""
+        if self.view is None or self.timeline.done or self.view.count(2) == self.view.count(1):
+            return 0
+        degree = max(map(len, self.tableau.dense or ((),)))
+        return 2 * (degree + 1) * self._bytes
+
+    @property
     def done(self) -> bool:
-        return self.timeline.done
+        return self.timeline.done or (self.view is not None and self.view.done)
 
     @property
     def rejected(self) -> int:
@@ -196,7 +246,9 @@ class ExplicitProgram:
 
     def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
         if k == self.timeline.steps:
-            return self._explore(function, k, state, recording)
+            if not isinstance(self.timeline, StridingTimeline):
+                return self._explore(function, k, state, recording)
+            self.timeline.extend()
         start, stop = self.timeline.ends(k)
         if self.control.callbacks and k == self._announced:
             self._announced = k + 1
@@ -331,7 +383,7 @@ class ExplicitProgram:
         self._known_slope = None
         if self.inputs:
             self._of_ends = torch.zeros(self.timeline.steps + 1, dtype=self.wide, device=self.device)
-            self._of_asked = torch.zeros(self.outputs, dtype=self.wide, device=self.device)
+            self._of_asked = torch.zeros(len(self.asked.t), dtype=self.wide, device=self.device)
 
     def receive(self, k: int, cotangents: Sequence[Tensor | None]) -> None:
         (times,) = cotangents
@@ -388,7 +440,7 @@ class ExplicitProgram:
         """Of the asked times inside a step, those whose values are interpolated."""
         if self.timeline.landing:
             return range(0)
-        return inside[:-1] if inside and inside[-1] == self.outputs - 1 else inside
+        return inside[:-1] if inside and inside[-1] == len(self.asked.t) - 1 else inside
 
 
 def explicit_program(
@@ -406,6 +458,9 @@ def with_timeline(program: Timed) -> Timed:
     tableau, control, asked = program.tableau, program.control, program.asked.t
     if control.grid is not None:
         program.timeline = GridTimeline(control.grid, control.construct)
+    elif not tableau.adaptive and math.isinf(asked[-1]):
+        assert control.dt is not None
+        program.timeline = StridingTimeline(asked[0], math.copysign(control.dt, asked[-1]), control.max_steps)
     elif not tableau.adaptive:
         program.timeline = replayed(FixedTimeline(asked, control.dt, control.jumps))
     else:

@@ -68,7 +68,7 @@ class Stages:
     ) -> None:
         self.program, self.function, self.state, self.k, self.recording = program, function, state, k, recording
         self.start, self.stop, self.wanted = start, stop, outputs
-        self.inside = program.asked.inside(start, stop) if outputs else range(0)
+        self.inside = program.asked.inside(start, stop) if outputs and program.view is None else range(0)
         self.inner = program.interpolated(self.inside)
         self.leaf: Tensor | None = None
         self.h: Scalar = stop - start
@@ -147,6 +147,8 @@ class Stages:
                 outputs = tuple(zip(self.inner, self.interpolate(), strict=True))
             if len(self.inside) > len(self.inner):
                 outputs = (*outputs, (self.inside[-1], self.new))
+        if program.view is not None and self.wanted:
+            outputs = program.view.look(self)
         if len(self.slopes) == program.tableau.stages and not self.recording:
             smooth = not program.jumps_at(self.stop)
             if smooth and program.tableau.first_same_as_last:
@@ -175,13 +177,29 @@ class Stages:
             else:
                 self._stage(i)
 
-    def interpolate(self) -> list[State]:
-        """y + h sum_i b_i(theta) k_i at every asked time inside the step."""
+    def _complete_dense(self) -> None:
         tableau = self.program.tableau
-        assert tableau.dense is not None
         if self.recording:
             del self.slopes[tableau.weighted :]  # an error estimate may have made them without a graph
         self._complete(tableau.interpolated)
+
+    def polynomial(self) -> State:
+        """For each leaf the coefficients of 1, theta, theta^2, .. of the interpolant over this step, stacked."""
+        self._complete_dense()
+        dense, columns = self.program.tableau.dense[: self.program.tableau.interpolated], [self.state]
+        zeros = tuple(torch.zeros_like(x) for x in self.state)
+        for weights in zip(*dense, strict=True):
+            columns.append(self._increment(Terms(weights)) if any(weights) else zeros)
+        return tuple([torch.stack(column) for column in zip(*columns, strict=True)])
+
+    def _increment(self, terms: Terms) -> State:
+        """h sum_i w_i k_i."""
+        h = self.h * terms.scale
+        return tuple([(terms.of(self.slopes, leaf) * h).to(y.dtype) for leaf, y in enumerate(self.state)])
+
+    def interpolate(self) -> list[State]:
+        """y + h sum_i b_i(theta) k_i at every asked time inside the step."""
+        self._complete_dense()
         return [self._at(theta) for theta in self.fractions]
 
     def _at(self, theta: Scalar) -> State:
