@@ -154,8 +154,11 @@ class Call:
 
     def _carried_out(self, how: Gradient, program: ExplicitProgram) -> Outcome:
         outcome = how(self._problem(program))
-        if outcome.failure is not None:
-            raise outcome.failure
+        failure, question = outcome.failure, self.question
+        if failure is not None:
+            if failure.state:
+                failure.y = question.structure.unflatten([x.clone() for x in failure.state[: len(question.state)]])
+            raise failure
         return outcome
 
     def _program(self, times: Tensor, control: Control) -> ExplicitProgram:

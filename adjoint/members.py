@@ -112,12 +112,15 @@ def solve_members(
     _check_apart(program, function, state)
     steps = program.timeline.steps if program.timeline.done else None
     with progress_ticker(progress, steps) as tick:
-        outcome = how(Problem(program, function, state, steps, **memory, tick=tick))
+        outcome = how(Problem(program, function, state, steps, **memory, wants_final=True, tick=tick))
     done = outcome.stats.program
     assert isinstance(done, LockstepProgram)
     status = _settle(outcome, done)
     stats = _stats(done, status, outcome.stats)
-    return Each(times, outcome.outputs, tuple(status), stats, outcome.plan, _failure(done, status, stats))
+    failure = _failure(done, status, stats)
+    if failure is not None and outcome.final is not None:
+        failure.y = structure.unflatten([x.detach() for x in outcome.final])
+    return Each(times, outcome.outputs, tuple(status), stats, outcome.plan, failure)
 
 
 def _program(times: Tensor, asked: MemberTimes, structure: Structure, state: State, wishes: Wishes) -> LockstepProgram:

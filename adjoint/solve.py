@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from adjoint.continuous import Backsolve
+from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
 from adjoint.members import MemberStats, Wishes, solve_members
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
 from adjoint.observing import seen_afterwards, with_cost, with_integral
-from adjoint.problem import Gradient, Outcome, Problem, Stats, check_memory
+from adjoint.problem import Gradient, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.adams import Adams
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
@@ -49,6 +50,10 @@ class Solution:
     observed: Any = None
     """What ``observe`` returned at ``observed_ts[j]``, with one more, leading dimension; ``ys`` is the last state then."""
     observed_ts: Tensor | None = None
+    last_t: float | Tensor | None = None
+    last_y: Any = None
+    """Of a solve that failed (``throw=False``): the last good state, without gradient, and its time; in a batch, each
+    member's."""
     costs: Tensor | None = None
     """The integral of ``cost`` from t[0] on, at every time in ``ts`` (in ``observed_ts`` with ``observe``)."""
 
@@ -178,6 +183,7 @@ def solve(
             raise each.failure
         found = structure.unflatten(each.outputs)
         solution = Solution(each.times, found, each.status, each.stats, each.plan, f"{engine}, in lock-step")
+        solution = _with_last(solution, each.failure)
         return solution if cost is None else _apart(solution)
     times = checked_times(t, state)
     _check_numbers(state, rtol, atol, dt, tableau)
@@ -208,19 +214,30 @@ def solve(
         )
         outcome = how(problem)
     seen_at = _step_times(solver) if observe_at == "steps" else times
-    status = _status(outcome, seen_at.tolist())
-    if throw and status is not None:
-        raise status
-    ending = "success" if status is None else status.status
+    failure = failure_of(outcome, seen_at.tolist(), solver, (f, tuple(args)), start, not afterwards)
+    if failure is not None and cost is not None and failure.y is not None:
+        failure.y = failure.y[0]
+    if throw and failure is not None:
+        raise failure
+    ending = "success" if failure is None else failure.status
     if afterwards:
         ys = structure.unflatten(outcome.outputs)
-        solution = Solution(times, ys, ending, outcome.stats, outcome.plan, engine)
+        solution = _with_last(Solution(times, ys, ending, outcome.stats, outcome.plan, engine), failure)
         return _looked_at(solution, observe, cost is not None)
     assert outcome.final is not None
     last = structure.unflatten([x[None] for x in outcome.final[: len(state)]])
     observed = shape[0].unflatten(outcome.outputs) if outcome.outputs else None
     solution = Solution(times, last, ending, outcome.stats, outcome.plan, engine, observed, seen_at)
+    solution = _with_last(solution, failure)
     return solution if cost is None else _apart(solution)
+
+
+def _with_last(solution: Solution, failure: SolveError | None) -> Solution:
+    """A solution that says where it stopped, if it did."""
+    if failure is None:
+        return solution
+    reached = solution.stats.reached if isinstance(solution.stats, MemberStats) else failure.t
+    return replace(solution, last_t=reached, last_y=failure.y)
 
 
 def _check_observing(observe: Any, observe_at: str, cost: Any, batched: bool) -> None:
@@ -379,31 +396,3 @@ def _check_numbers(state: State, rtol: Any, atol: Any, dt: Any, tableau: Method)
             raise ValueError(f"method={tableau.name!r} measures errors, and meta tensors hold none; use 'rk4' with dt=")
     if dt is not None and not (math.isfinite(dt) and dt > 0):
         raise ValueError(f"dt={dt} is not a length of time; give a positive number, also backwards in time")
-
-
-def _status(outcome: Outcome, asked: list[float]) -> SolveError | None:
-    """What went wrong, if anything did; whatever was not reached becomes NaN."""
-    failure = outcome.failure
-    if failure is not None:
-        sign = 1 if asked[-1] > asked[0] else -1
-        beyond = [j for j, x in enumerate(asked) if sign * x > sign * failure.t]
-        with torch.no_grad():
-            for x in outcome.outputs:
-                x[beyond] = torch.nan
-        return failure
-    for x in outcome.outputs:
-        if x.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(x):
-            continue
-        good = torch.isfinite(x.detach()).reshape(len(asked), x[0].numel()).all(1)
-        if not bool(good.all()):
-            j = int((~good).nonzero()[0])
-            bad = (~torch.isfinite(x.detach()[j])).nonzero()[0].tolist()
-            return SolveError(
-                "nonfinite",
-                f"the solution is not finite at t={asked[j]:.6g} (component {tuple(bad)}); "
-                f"the steps are too long for the problem, or f is undefined there: "
-                f"try a smaller dt or an adaptive method",
-                t=asked[j],
-                step=outcome.stats.steps,
-            )
-    return None

@@ -22,11 +22,17 @@ MOST_STEPS = 10**8
 
 
 class SolveError(RuntimeError):
-    """A solve that could not be finished; ``status`` says why, and the numbers say where."""
+    """A solve that could not be finished; ``status`` says why, and the numbers say where.
 
-    def __init__(self, status: str, message: str, *, t: float, step: int) -> None:
+    ``y`` is the last good state, a tree like y0 without gradient, at time ``t`` before step ``step``; None if unknown.
+    """
+
+    def __init__(self, status: str, message: str, *, t: float, step: int, state: tuple[Tensor, ...] = ()) -> None:
         super().__init__(message)
         self.status, self.t, self.step = status, t, step
+        self.state = state
+        """The leaves of the last good state."""
+        self.y: Any = None
 
 
 class Timeline(Protocol):
@@ -257,6 +263,11 @@ class AdaptiveTimeline:
 
     def ends(self, step: int) -> tuple[float, float]:
         return self._times[step], self._times[step + 1]
+
+    @property
+    def trial(self) -> tuple[float, float]:
+        """A step from here of the length to be tried, wherever it ends."""
+        return self._times[-1], self._times[-1] + self._sign * self._length
 
     def propose(self) -> tuple[float, float]:
         """The step to try next, the last one clipped to the end (or stretched to it, by a hundredth)."""

@@ -87,6 +87,7 @@ ORDER = {
         "sensitivity",
         "gradients",
         "members",
+        "failures",
         "signals",
         "observing",
         "solve",

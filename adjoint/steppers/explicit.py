@@ -248,7 +248,11 @@ class ExplicitProgram:
         if k == self.timeline.steps:
             if not isinstance(self.timeline, StridingTimeline):
                 return self._explore(function, k, state, recording)
-            self.timeline.extend()
+            try:
+                self.timeline.extend()
+            except SolveError as end:
+                end.state = tuple(x.detach() for x in state)
+                raise
         start, stop = self.timeline.ends(k)
         if self.control.callbacks and k == self._announced:
             self._announced = k + 1
@@ -270,14 +274,7 @@ class ExplicitProgram:
             try:
                 start, stop = timeline.propose()
             except SolveError as end:
-                if end.status == "underflow" and not worst:
-                    with torch.no_grad():
-                        slope = self.slope(function, self.time(end.t), state)
-                        worst = f"; f is largest in {tolerance.worst(slope, state, state)}"
-                if not all(bool(torch.isfinite(x).all()) for x in slope):
-                    message = f"f is not finite at t={end.t:.6g}, step {end.step}, where y is{worst}"
-                    raise SolveError("nonfinite", message, t=end.t, step=end.step) from None
-                raise SolveError(end.status, str(end) + worst, t=end.t, step=end.step) from None
+                raise self._diagnosed(end, function, state, slope, worst) from None
             self._announce("step", start, state, stop - start)
             stages = self.stages(function, state, k, start, stop, recording, True)
             stages.run(first)
@@ -292,8 +289,30 @@ class ExplicitProgram:
                 return stages.finish()
             with torch.no_grad():
                 worst = f"; the largest error is in {tolerance.worst(error, state, stages.new)}"
+                worst += "" if math.isfinite(ratio) else ", where it is no number: f is not finite a little further on"
             slope = stages.slopes[0]
             first = None if stages.leaf is not None else slope
+
+    def _diagnosed(self, end: SolveError, function: Any, state: State, slope: State, worst: str) -> SolveError:
+        """The same failure, with the state, the component with the largest error, and whether f is to blame."""
+        timeline, tolerance = self.timeline, self.control.tolerance
+        assert isinstance(timeline, AdaptiveTimeline)
+        good = tuple(x.detach() for x in state)
+        with torch.no_grad():
+            if not worst:
+                slope = self.slope(function, self.time(end.t), state)
+                worst = f"; f is largest in {tolerance.worst(slope, state, state)}"
+                if end.status == "max_steps" and _finite(slope):
+                    trial = self.stages(function, good, timeline.steps, *timeline.trial, False, False)
+                    trial.run()
+                    worst = f"; the largest error is in {tolerance.worst(trial.error(), good, trial.new)}"
+        if not _finite(slope):
+            message = (
+                f"f is not finite at t={end.t:.6g}, step {end.step}, where y is{worst}; f may divide by zero, or take a "
+                f"root or a logarithm, outside of where that is defined: keep y inside, or name the time in jumps="
+            )
+            return SolveError("nonfinite", message, t=end.t, step=end.step, state=good)
+        return SolveError(end.status, str(end) + worst, t=end.t, step=end.step, state=good)
 
     def _announce(self, what: str, start: float, state: State, h: float) -> None:
         if what in self.control.callbacks:
@@ -441,6 +460,10 @@ class ExplicitProgram:
         if self.timeline.landing:
             return range(0)
         return inside[:-1] if inside and inside[-1] == len(self.asked.t) - 1 else inside
+
+
+def _finite(state: State) -> bool:
+    return all(bool(torch.isfinite(x).all()) for x in state)
 
 
 def explicit_program(
