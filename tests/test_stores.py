@@ -76,7 +76,9 @@ def test_an_array_keeps_the_order_of_its_axes(order: list[int]) -> None:
     assert unpack(to_bytes(array)).strides == array.strides
 
 
-@pytest.mark.parametrize("tree", [object(), np.array([None]), {1.5: 2}, np.ma.ones(3), {1, 2}], ids=lambda x: type(x).__name__)
+@pytest.mark.parametrize(
+    "tree", [object(), np.array([None]), {1.5: 2}, np.ma.ones(3), {1, 2}], ids=lambda x: type(x).__name__
+)
 def test_what_is_no_tree_is_refused_by_name(tree: Any) -> None:
     with pytest.raises(TypeError, match="cannot be kept in a file; give "):
         to_bytes(tree)
