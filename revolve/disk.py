@@ -5,6 +5,7 @@ Source: Aupy, Herrmann, Hovland & Robert (2016), SIAM J. Sci. Comput. 38(4), Dis
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -176,9 +177,11 @@ def _pieces(
 ) -> Iterator[Action | Piece]:
     """Gaps above a state in memory are closed in memory, gaps above a file as ``from_disk`` says."""
 
+    in_memory = sorted(step for step, kept_in in saved.states if kept_in == 0)
+
     def reverse(segment: Segment) -> Iterator[Piece]:
         start, stop, tier, _ = segment
-        free = max(0, slots - sum(step < start for step, kept_in in saved.states if kept_in == 0))
+        free = max(0, slots - bisect_left(in_memory, start))
         if tier == 0 and (free >= 1 or stop - start == 1):
             yield Span(start, stop, 0, free)
         else:

@@ -120,7 +120,7 @@ class HRevolve:
     def cost(self, steps: int) -> float:
         """The least cost of runs, writes and reads that reverses the chain; the recorded runs are not in it."""
         steps = self._checked(steps)
-        return float(_tables(self.tiers, self.step_cost, steps).cost[-1][self.tiers[-1].slots, steps - 1])
+        return float(_tables(self.tiers, self.step_cost, steps).least[steps - 1])
 
     def price(self, steps: int) -> Report:
         steps = self._checked(steps)
@@ -190,7 +190,7 @@ class _Whole(NamedTuple):
         tables, start, stop, tier, slots = self
         if stop - start == 1:
             return (_Step(start),)
-        if tables.lower[tier][slots, stop - start - 1]:
+        if tables.below(tier, slots, stop - start):
             return (_Whole(tables, start, stop, tier - 1, tables.slots[tier - 1]),)
         return Save(start, tier), _First(tables, start, stop, tier, slots), Drop(start, tier)
 
@@ -212,7 +212,7 @@ class _First(NamedTuple):
         tables, start, stop, tier, slots = self
         if stop - start == 1:
             return (_Step(start),)
-        ahead = int(tables.split[tier][slots, stop - start - 1])
+        ahead = tables.ahead(tier, slots, stop - start)
         if ahead == 0:
             return (_Whole(tables, start, stop, tier - 1, tables.slots[tier - 1]),)
         middle = start + ahead
@@ -230,14 +230,39 @@ class _Tables:
     def __init__(self, tiers: Sequence[Tier], step_cost: float, steps: int) -> None:
         self.steps = steps
         self.slots = [tier.slots for tier in tiers]
-        self.cost: list[np.ndarray] = []
-        self.lower: list[np.ndarray] = []
-        self.split: list[np.ndarray] = []
-        below = np.full(steps, np.inf)
-        below[0] = 0.0
-        for tier in tiers:
-            self._add(tier, step_cost, steps, below)
-            below = self.cost[-1][-1]
+        self._lower: list[np.ndarray | None] = []
+        self._split: list[np.ndarray | None] = []
+        self.least = np.full(steps, np.inf)
+        """cost_K(l, c_K)"""
+        self.least[0] = 0.0
+        for k, tier in enumerate(tiers):
+            if k == 0 and tier.write == tier.read == 0 and step_cost > 0:
+                self._add_free(tier.slots, step_cost, steps)
+            else:
+                self._add(tier, step_cost, steps, self.least)
+
+    def below(self, tier: int, slots: int, steps: int) -> bool:
+        """Whether so many steps are reversed in lower tiers alone."""
+        lower = self._lower[tier]
+        return slots == 0 if lower is None else bool(lower[slots, steps - 1])
+
+    def ahead(self, tier: int, slots: int, steps: int) -> int:
+        """How far to run from a state in this tier; 0: go on in lower tiers."""
+        split = self._split[tier]
+        return binomial.first_split(steps, slots) if split is None else int(split[slots, steps - 1])
+
+    def _add_free(self, slots: int, step_cost: float, steps: int) -> None:
+        """A first tier that costs nothing is Binomial."""
+        if slots:
+            numbers = np.arange(1, steps + 1)
+            betas = [1]
+            while betas[-1] < steps:
+                betas.append(binomial.beta(slots=slots, repetitions=len(betas)))
+            r = np.searchsorted(betas, numbers)
+            less = np.array([binomial.beta(slots=slots + 1, repetitions=k) for k in range(len(betas))])
+            self.least = step_cost * np.where(r > 0, r * numbers - less[np.maximum(r, 1) - 1], 0).astype(float)
+        self._lower.append(None)
+        self._split.append(None)
 
     def _add(self, tier: Tier, step_cost: float, steps: int, below: np.ndarray) -> None:
         """One more tier; a row of m = 1 .. c at a time, all j at once."""
@@ -257,9 +282,9 @@ class _Tables:
             cost[1:, last] = np.minimum(below[last], write + first[:, last])
             ahead[:, last] = (last + 1) * step_cost + read + first[:, last]
             rest[:, steps - 1 - last] = cost[:-1, last]
-        self.cost.append(cost)
-        self.split.append(split)
-        self.lower.append(np.vstack([np.ones((1, steps), bool), below <= write + first]))
+        self.least = cost[-1]
+        self._split.append(split)
+        self._lower.append(np.vstack([np.ones((1, steps), bool), below <= write + first]))
 
 
 def least_sums(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -72,7 +72,7 @@ def written(parts: Iterable[Action | Piece], rows: int = 1024) -> np.ndarray:
                 if top.kind is not None:
                     stack.append(_Block(top.kind, top.start, sheet.rows, sheet.rows))
                 stack.extend(reversed(top.parts()))
-    return sheet.array[: sheet.rows]
+    return sheet.array
 
 
 class _Block(NamedTuple):
@@ -85,24 +85,35 @@ class _Block(NamedTuple):
 
 
 class _Sheet:
-    """Rows that grow."""
+    """Rows that grow. Single ones wait in a list until there are many, or some are to be copied."""
 
     def __init__(self, rows: int) -> None:
-        self.array = np.empty((rows, 3), dtype=np.int64)
+        self._array = np.empty((rows, 3), dtype=np.int64)
+        self._waiting: list[Action] = []
         self.rows = 0
 
+    @property
+    def array(self) -> np.ndarray:
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            self.rows -= len(waiting)
+            self._room(len(waiting))[:] = waiting
+        return self._array[: self.rows]
+
     def add(self, action: Action) -> None:
-        self._room(1)[0] = action
+        self._waiting.append(action)
+        self.rows += 1
 
     def copy(self, block: _Block, start: int) -> None:
+        before = self.array
         rows, shift = self._room(block.stop - block.first), start - block.start
-        rows[:] = self.array[block.first : block.stop]
+        rows[:] = before[block.first : block.stop]
         rows[:, 1] += shift
         np.add(rows[:, 2], shift, out=rows[:, 2], where=rows[:, 0] <= REVERSE)
 
     def _room(self, rows: int) -> np.ndarray:
-        if self.rows + rows > len(self.array):
-            more = max(rows, len(self.array) // 2)
-            self.array = np.concatenate([self.array, np.empty((more, 3), dtype=np.int64)])
+        if self.rows + rows > len(self._array):
+            more = max(rows, len(self._array) // 2)
+            self._array = np.concatenate([self._array, np.empty((more, 3), dtype=np.int64)])
         self.rows += rows
-        return self.array[self.rows - rows : self.rows]
+        return self._array[self.rows - rows : self.rows]
