@@ -16,6 +16,7 @@ from revolve.actions import (
     both_sweeps,
     decode,
     encode,
+    left_behind,
 )
 from revolve.binomial import (
     beta,
@@ -96,6 +97,7 @@ __all__ = [
     "fewest_slots",
     "fewest_writes",
     "format_bytes",
+    "left_behind",
     "longest_chain",
     "optimal_splits",
     "parse_bytes",

@@ -34,9 +34,9 @@ from revolve import (
     decode,
     encode,
     extra_steps,
+    left_behind,
     verify,
 )
-from revolve.actions import left_behind
 
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 10, 16, 17, 50, 64, 101)
 
