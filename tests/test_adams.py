@@ -111,6 +111,37 @@ def test_iterations_are_frozen_with_the_steps() -> None:
         assert torch.equal(first, loss(rates))
 
 
+@every_method
+@pytest.mark.parametrize(
+    "how", [{}, {"observe_at": "steps"}, {"cost": lambda t, y, rates: (y**2).sum() * rates[0] + t}]
+)
+def test_observations_and_costs(method: str, how: dict[str, Any]) -> None:
+    def found(**memory: Any) -> list[Tensor]:
+        y0, rates, t = setting()
+        how.setdefault("observe", lambda t, y: y * rates.detach()[0] * t)
+        solution = solve(pendulum, y0, t, args=(rates,), method=method, dt=0.1, **how, **memory)
+        loss = solution.observed.pow(2).sum() + (solution.costs.sum() if "cost" in how else 0.0)
+        return [loss.detach(), *torch.autograd.grad(loss, (y0, rates, t))]
+
+    everything = found(slots="all")
+    assert all(map(torch.equal, found(slots=2), everything))
+    for other in ({"gradient": "backprop"}, {"gradient": "tangent"}):
+        for a, b in zip(found(**other), everything, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@every_method
+def test_second_derivatives_within_slots(method: str) -> None:
+    found = []
+    for how in ({"gradient": "backprop"}, {"slots": 2}):
+        y0, rates, t = setting()
+        ys = solve(pendulum, y0, t, args=(rates,), method=method, dt=0.07, **how).ys  # type: ignore[arg-type]
+        first = torch.autograd.grad((ys**3).sum(), (y0, rates, t), create_graph=True)
+        found.append(torch.autograd.grad(sum(x.sum() ** 2 for x in first), (y0, rates, t)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
 def test_a_corrector_that_does_not_converge_is_warned_of_and_differentiated_as_it_is() -> None:
     def stiff(t: Tensor, y: Tensor, rate: Tensor) -> Tensor:
         return -rate * y

@@ -57,7 +57,8 @@ class Observed:
         if self.at_steps:
             seen.append((k + 1, self._see(g, times.last, step.state)))
         else:
-            seen += [(j, self._see(g, times.asked(j), values)) for j, values in step.outputs if isinstance(j, int)]
+            later = [(j, values) for j, values in step.outputs if isinstance(j, int) and j > 0]
+            seen += [(j, self._see(g, times.asked(j), values)) for j, values in later]
         return step._replace(outputs=tuple(seen))
 
     def _see(self, g: Callable[[Tensor, Any], Any], t: Tensor, state: State) -> State:
