@@ -424,7 +424,8 @@ class ExplicitProgram:
         """What decides the steps, beside f and y0."""
         control, norm = self.control, self.control.tolerance.norm
         tolerances = control.tolerance.rtol, control.tolerance.atol, getattr(norm, "__qualname__", None)
-        said = repr((self.tableau, control.dt, control.max_steps, control.controller, control.jumps, control.grid))
+        how = control.dt, control.max_steps, control.controller, control.jumps, control.stops, control.grid
+        said = repr((self.tableau, *how, control.perturb, control.time_dtype, control.rounding))
         ends = np.array([self.timeline.ends(k)[1] for k in range(self.timeline.steps)])
         return said, tolerances, self.t.detach(), ends
 
