@@ -1,6 +1,7 @@
 """Exact discrete adjoint gradients of time-stepping programs on torch tensors, within a memory budget."""
 
 from adjoint import check
+from adjoint.checked import ReproducibilityError
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.interpolate import DenseSolution
 from adjoint.members import MemberStats
@@ -32,6 +33,7 @@ __all__ = [
     "Host",
     "MemberStats",
     "Objective",
+    "ReproducibilityError",
     "Signal",
     "Solution",
     "SolveError",

@@ -178,6 +178,8 @@ class AutogradStepper:
         self.block = BLOCK
         self.reversing: Callable[[int, State, Cotangent, Cotangent], None] | None = None
         """Called before each transpose, in blocks of one step."""
+        self.all_heard = False
+        """Whether every recorded step is listened to."""
         self.tracking = torch.is_grad_enabled()
         """Whether anybody will want a gradient; if not, nothing is checked."""
         self.cotangents: Cotangent = []
@@ -253,7 +255,7 @@ class AutogradStepper:
         A plain run keeps no graph, so that what it leaves for a later call has no gradient any more.
         """
         sampled = self.plain_runs and self.tracking and (heard(k) or k + 1 >= self.frontier)
-        if not (sampled or self.arrivals):
+        if not (sampled or self.arrivals or self.all_heard):
             return _outputs_apart(self.program.step(self.captured.recorded, k, leaves, True))
         listener = self.captured.listener(*self.program.series)
         return _outputs_apart(

@@ -51,6 +51,7 @@ class Backsolve:
 
     def __call__(self, problem: Problem) -> Outcome:
         problem.keep_nothing("backsolve")
+        problem.check_nothing("backsolve")
         program = problem.program
         if not isinstance(program, ExplicitProgram):
             raise TypeError(f"gradient='backsolve' integrates an ODE; {program.label} is not one")

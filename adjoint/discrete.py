@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adjoint.autograd import Ambient, AutogradStepper, TooManyTapes
 from adjoint.captured import Captured
+from adjoint.checked import CheckedStepper
 from adjoint.continued import Continuable, describe, opened
 from adjoint.join import Filled, Reversal, Sweep, join
 from adjoint.memories import Memories
@@ -47,7 +48,12 @@ def prepare(problem: Problem) -> tuple[AutogradStepper, State, tuple[Tensor, ...
     for x in (*program.inputs, *program.series):
         captured.watch("an input", x)
     stages = problem.schedule if isinstance(problem.schedule, Stages) else None
-    stepper = AutogradStepper(program, captured) if stages is None else staged(program, captured, stages)
+    if problem.check and stages is not None:
+        raise ValueError(f"check=True compares states, and schedule={stages} keeps stages; check with slots= once")
+    if problem.check:
+        stepper: AutogradStepper = CheckedStepper(program, captured)
+    else:
+        stepper = AutogradStepper(program, captured) if stages is None else staged(program, captured, stages)
     stepper.tick = problem.tick
     if problem.reversing is not None:
         stepper.reversing, stepper.block = problem.reversing, 1
@@ -122,6 +128,8 @@ def _differentiable(problem: Problem, stepper: AutogradStepper, state: State, am
         memories = Memories(problem, stepper.captured, state, weights, journal)
         memories.check()
         if not memories.exact:
+            if problem.check:
+                raise ValueError("check=True compares bits, and a codec= loses some; leave one of them out")
             stepper.marks = Unmarked(program.label)
         if problem.steps is not None:
             failure: SolveError | None = None

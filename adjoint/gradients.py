@@ -24,6 +24,7 @@ class Backprop:
 
     def __call__(self, problem: Problem) -> Outcome:
         problem.keep_nothing("backprop")
+        problem.check_nothing("backprop")
         program, steps = problem.program, problem.steps
         failure: SolveError | None = None
         if steps is None:

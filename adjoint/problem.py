@@ -38,6 +38,16 @@ class Problem:
     tiers: Sequence[Kind] | None = None
     schedule: Schedule | None = None
     journal: str | Path | Journal | None = None
+    check: bool = False
+    """Whether every step is computed again, to see that it gives the same bits."""
+
+    def check_nothing(self, gradient: str) -> None:
+        """Raise ValueError if the caller wants steps compared, of a gradient that computes each once."""
+        if self.check:
+            raise ValueError(
+                f"check=True compares steps that are computed again; gradient={gradient!r} does not do that. Use "
+                f"gradient='discrete' or 'tangent'"
+            )
 
     def keep_nothing(self, gradient: str) -> None:
         """Raise ValueError if the caller said where to keep states, to a gradient that keeps none."""

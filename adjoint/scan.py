@@ -137,6 +137,7 @@ def scan(
     journal: str | Path | Journal | None = None,
     gradient: str | Gradient = "discrete",
     progress: bool | Progress = False,
+    check: bool = False,
 ) -> tuple[Any, Any]:
     """Run ``carry, output = step(carry, x, *args)`` over the leading dimension of ``inputs``.
 
@@ -147,6 +148,7 @@ def scan(
     Args:
         carry: a tree of tensors whose structure, shapes and dtypes step preserves.
         inputs: a tree of tensors, each of shape (steps, ...).
+        check: compute every step twice and compare bits, as in :func:`adjoint.solve`.
     """
     structure, state = Structure.of(carry, "carry")
     input_structure, series = Structure.of(inputs, "inputs")
@@ -162,6 +164,7 @@ def scan(
         "tiers": tiers,
         "schedule": schedule,
         "journal": journal,
+        "check": check,
     }
     program = ScanProgram(structure, input_structure, series, length)
     with progress_ticker(progress, length) as tick:

@@ -105,6 +105,7 @@ def solve(
     throw: bool = True,
     progress: bool | Progress = False,
     batched: bool = False,
+    check: bool = False,
     observe: Callable[[Tensor, Any], Any] | None = None,
     observe_at: str = "times",
     cost: Callable[..., Tensor] | None = None,
@@ -140,6 +141,8 @@ def solve(
         jumps: times at which f is not smooth; steps end there, and f is called a hair to either side.
         time_dtype: in which f sees the time, and to which the ends of controlled steps are rounded. The default shows f
             the dtype of ``t`` and keeps times in double precision.
+        check: compute every step twice, and compare the bits of every state that is computed again; raises
+            :class:`ReproducibilityError`, which names the first step that is not reproducible.
         throw: raise SolveError when the solve fails; otherwise return what was reached, NaN beyond, and the status.
         progress: True for a progress bar, or a function of (steps done, steps in all or None).
         batched: the first dimension of every leaf of y0 counts members, each solved with its own steps, errors and
@@ -153,6 +156,7 @@ def solve(
 
     Raises:
         ValueError, TypeError: for arguments that cannot be meant.
+        ReproducibilityError: if ``check`` finds a step that gives other bits when it is computed again.
         SolveError: if the solve fails and ``throw`` is set.
         UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
     """
@@ -171,6 +175,7 @@ def solve(
         "tiers": tiers,
         "schedule": schedule,
         "journal": journal,
+        "check": check,
     }
     how = gradient_named(gradient)
     engine = "eager: torch operations, one at a time"

@@ -66,6 +66,7 @@ ORDER = {
         "captured",
         "transforms",
         "autograd",
+        "checked",
         "tangents",
         "join",
         "problem",
