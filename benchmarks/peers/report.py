@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.measure import Section
 from benchmarks.peers.measure import CONTENDERS, ROOM, Measured, measured
@@ -62,7 +63,7 @@ def table(problem: Problem, rows: list[Measured]) -> Section:
                 label,
                 milliseconds(row.median),
                 against(row.seconds, loop.seconds),
-                f"{row.bytes / 1e6:.1f} MB",
+                f"{row.bytes / 1e6:.1f} MB" if row.bytes > 1e5 else "< 0.1 MB",
                 against([row.bytes], [loop.bytes]),
                 off_by(row.gradient, loop.gradient),
                 f"{row.first:.1f} s",
@@ -121,11 +122,18 @@ def picture(found: dict[str, list[Measured]]) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.margins(0.12)
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = axis.get_view_interval()
+            axis.set_major_locator(LogLocator(subs=(1,) if high > 200 * low else (1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
         axes.set_title(name, loc="left", fontsize=11)
         axes.set_xlabel("milliseconds")
         axes.set_ylabel("peak memory (MB)")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2, linewidth=0.6)
+    for axes in panels[len(found) :]:
+        axes.set_axis_off()
     for contender in CONTENDERS:
         color, marker = LOOKS[contender.module, contender.function]
         label = contender.label.replace("*", "").format(slots="few", segments="equal")
