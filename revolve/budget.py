@@ -280,7 +280,7 @@ def equal_plan(
         )
     everything = made(StoreAll())
     if everything.bytes <= limit:
-        return replace(everything, why=f"{counted(steps, 'tape')} fit the budget.")
+        return replace(everything, why=f"{fitting(steps)} the budget.")
     room = (limit - tape - working) // state + given if state else steps - 1
     return replace(
         made(Binomial(min(room, steps - 1))),
@@ -298,6 +298,10 @@ def _slots(slots: int | str | None, steps: int) -> int:
 def counted(number: int, noun: str) -> str:
     """ "1 step", "3 steps"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def fitting(tapes: int) -> str:
+    return "1 tape fits" if tapes == 1 else f"{tapes} tapes fit"
 
 
 def sweep(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 
 from revolve import binomial
 from revolve.actions import Schedule
-from revolve.budget import BudgetError, Plan, Prices, counted, equal_plan, parse_bytes
+from revolve.budget import BudgetError, Plan, Prices, counted, equal_plan, fitting, parse_bytes
 from revolve.chains import Differing
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.hierarchy import LONGEST, HRevolve, Tier
@@ -221,7 +221,7 @@ def _with_tapes(made: Plan, limit: int, holds_end: bool) -> Plan:
     sizes = made.state_bytes, made.tape_bytes
     if isinstance(made.schedule, StoreAll) or not all(sizes):
         return made
-    free = limit - made.tape_bytes - made.working_bytes + made.given * made.state_bytes
+    free = limit - made.tape_bytes - made.working_bytes  # the slot of x_0 may become a tape's, whoever holds x_0
     schedule = Mixed.in_bytes(free, *sizes, holds_end=holds_end)
     before, runs = made.report.runs, schedule.cost(made.steps) if made.steps <= schedule.longest else None
     if runs is None or runs >= before:
@@ -249,13 +249,13 @@ def _tiered(
         least = tape + working + (state if steps > 1 and len(memories) == 1 else 0)
         raise BudgetError(f"tiers[0]={memories[0].bytes!r} cannot hold one tape and what a step needs", least)
     if first is None or steps * tape + working <= first:
-        why = f"{counted(steps, 'tape')} fit the first tier."
+        why = f"{fitting(steps)} the first tier."
         return Plan(steps, StoreAll(), state, tape, working, given, full, why=why)
     rooms = [
         first - tape - working,
         *(None if t.bytes is None else parse_bytes(t.bytes, "tiers") for t in memories[1:]),
     ]
-    slots = [steps - 1 if room is None else min(steps - 1, room // state) for room in rooms]
+    slots = [steps - 1 if room is None or not state else min(steps - 1, room // state) for room in rooms]
     if steps > 1 and not sum(slots):
         least = tape + working + state
         raise BudgetError("tiers hold no state beside one tape in the first", least)
@@ -299,7 +299,7 @@ def _candidates(steps: int, tiers: Sequence[Tier], step: float) -> Iterator[Sche
     if steps > LONGEST:
         if unlimited:
             yield PeriodicDisk(fast, tiers[1].write, tiers[1].read, step)
-        elif len(tiers) == 2 and tiers[1].slots and steps <= LONGEST_RANKED:
+        elif len(tiers) > 1 and tiers[1].slots and steps <= LONGEST_RANKED:
             yield Multistage(fast, tiers[1].slots, promotes=False)
     elif unlimited:
         yield DiskRevolve(fast, tiers[1].write, tiers[1].read, step)

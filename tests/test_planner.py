@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from revolve_cases import chain, members
 
 from revolve import (
@@ -19,6 +21,7 @@ from revolve import (
     Load,
     Memory,
     Mixed,
+    Multistage,
     Online,
     PeriodicDisk,
     Plan,
@@ -192,3 +195,25 @@ def test_a_chain_too_long_for_mixed_tables_keeps_states_alone() -> None:
     assert isinstance(made.schedule, Binomial)
     equal = plan(steps=10**5, budget=10**6, state_bytes=1000, tape_bytes=1000, mixed=True)
     assert equal.schedule == Mixed(999) and equal.bytes <= 10**6
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 40), st.integers(1, 40), st.integers(0, 400), st.integers(0, 20), st.booleans(),
+    st.booleans(),
+)  # fmt: skip
+def test_no_plan_with_tapes_takes_more_than_the_budget(
+    steps: int, state: int, tape: int, more: int, working: int, given: bool, holds_end: bool
+) -> None:
+    budget = state + tape + working + more
+    sizes: dict[str, Any] = {"state_bytes": state, "tape_bytes": tape, "working_bytes": working, "given": given}
+    made = plan(steps=steps, budget=budget, **sizes, mixed=True, holds_end=holds_end)
+    assert made.bytes <= budget
+    assert made.report.runs <= plan(steps=steps, budget=budget, **sizes).report.runs
+    assert verify(made.schedule, steps) == made.report
+
+
+def test_states_without_bytes_are_all_kept_and_long_chains_use_the_second_tier() -> None:
+    tiers = [Storage(50), Storage(100, 1.0, 1.0)]
+    assert plan(steps=100, tiers=tiers, state_bytes=0, tape_bytes=20).schedule == Binomial(99)
+    long = plan(steps=30_000, tiers=[*tiers, Storage(1000, 2.0, 2.0)], state_bytes=10, tape_bytes=20)
+    assert long.schedule == Multistage(3, 10, promotes=False)

@@ -92,6 +92,19 @@ def test_no_kept_tape_holds_on_to_a_graph(monkeypatch: pytest.MonkeyPatch, slots
     assert max(counts) > 2
 
 
+def test_plain_runs_with_the_operations_of_recorded_ones_find_an_unknown_end() -> None:
+    """Torch takes other kernels without grad for this f, so that plain runs record too."""
+    weights, y0, _ = tensors()
+
+    def gradient(schedule: Schedule) -> Tensor:
+        solution = adjoint.solve(
+            lambda t, y: -weights[0, 0] * y * y.detach(), y0, [0.0, 1.0], method="dopri5", rtol=1e-4, schedule=schedule
+        )
+        return torch.autograd.grad(solution.ys[-1].sum(), weights)[0]
+
+    assert torch.equal(gradient(Stages(9, 6)), gradient(StoreAll()))
+
+
 def test_a_second_reverse_sweep_and_a_journal_find_the_same(tmp_path: Any) -> None:
     weights, y0, _ = tensors()
 

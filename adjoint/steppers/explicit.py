@@ -149,7 +149,7 @@ class ExplicitProgram:
     initial: int | None = 0
     series: State = ()
     watch: Callable[[Stages], None] | None = None
-    """Is shown the stages of every step whose end was known."""
+    """Is shown the stages of every step."""
 
     def __init__(
         self,
@@ -286,6 +286,8 @@ class ExplicitProgram:
             self._announce("accept" if accepted else "reject", start, state, stop - start)
             if accepted:
                 self._announced = k + 1
+                if self.watch is not None:
+                    self.watch(stages)
                 return stages.finish()
             with torch.no_grad():
                 worst = f"; the largest error is in {tolerance.worst(error, state, stages.new)}"
