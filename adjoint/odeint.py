@@ -14,12 +14,19 @@ from adjoint.gradients import gradient_named, is_backprop
 from adjoint.interpolate import DenseSolution
 from adjoint.options import METHODS
 from adjoint.problem import Gradient
-from adjoint.transforms import leaves_of_tree, through_transforms, tree_of_leaves
+from adjoint.transforms import leaves_of_tree, mapped, through_transforms, tree_of_leaves
 
 
 def _follows_transforms(arguments: dict[str, Any]) -> bool:
-    """Torch's own graph does, but an event is looked for with numbers."""
-    return is_backprop(arguments["gradient"]) and arguments["event_fn"] is None
+    """Torch's own graph does; but events, controlled steps and convergence ask for numbers, which vmap has none of."""
+    numbers = arguments["event_fn"] is not None or (mapped() and not _plain(arguments["method"]))
+    return is_backprop(arguments["gradient"]) and not numbers
+
+
+def _plain(method: str | None) -> bool:
+    """Whether its steps depend on no numbers."""
+    found = METHODS.get(method or "dopri5")
+    return found is not None and not found.adaptive and not getattr(found, "implicit", False)
 
 
 @through_transforms(leaves_of_tree, tree_of_leaves, _follows_transforms)
@@ -148,6 +155,11 @@ def odeint_dense(
     method of :func:`odeint` serves; fixed steps need ``step_size`` or ``grid_constructor``, and are joined by cubics
     unless ``interp="linear"``.
     """
+    if mapped() and not _plain(method):
+        raise NotImplementedError(
+            f"odeint_dense cannot give a function of time for each member under vmap with method={method!r}; ask "
+            f"odeint for the times, or take a method of fixed steps such as 'rk4'"
+        )
     options = dict(options or {})
     if method in METHODS and not METHODS[method].adaptive:
         options.setdefault("interp", "cubic")

@@ -74,10 +74,10 @@ def _with_values(
 
 
 def _follows(arguments: dict[str, Any]) -> bool:
-    """Whether torch's own graph can be had under the transforms that are on: vmap cannot ask whether to accept a step."""
-    return is_backprop(arguments["gradient"]) and not (
-        mapped() and getattr(_method(arguments["method"]), "adaptive", False)
-    )
+    """Whether torch's own graph can be had under the transforms that are on: vmap cannot ask whether a step will do."""
+    method = _method(arguments["method"])
+    asks = method.adaptive or getattr(method, "implicit", False)
+    return is_backprop(arguments["gradient"]) and not (mapped() and asks)
 
 
 @through_transforms(_values, _with_values, _follows)

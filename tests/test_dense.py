@@ -115,3 +115,5 @@ def test_wrong_calls_get_a_sentence() -> None:
         adjoint.odeint_dense(swing, y0, torch.tensor([0.1, 0.2]), torch.tensor([0.5]), args=(p,))
     with pytest.raises(adjoint.SolveError, match="max_steps=3"):
         adjoint.odeint_dense(swing, y0, t0, t1, args=(p,), method="dopri5", options={"max_num_steps": 3})
+    with pytest.raises(NotImplementedError, match="under vmap with method=None"):
+        torch.func.vmap(lambda p: adjoint.odeint_dense(swing, y0, t0, t1, args=(p,))(0.5))(p.detach()[None])

@@ -248,6 +248,21 @@ def test_parameters_of_the_event_alone() -> None:
     assert not theirs.requires_grad
 
 
+@pytest.mark.parametrize("odeint", INTERFACES)
+def test_under_transforms(odeint: Any) -> None:
+    def time(p: Tensor) -> Tensor:
+        y0 = torch.ones(1, dtype=D)
+        return adjoint.odeint_event(
+            lambda t, y: -p * y, y0, 0.0, event_fn=lambda t, y: y - 0.5, odeint_interface=odeint, rtol=1e-10
+        )[0]
+
+    rates = torch.tensor([0.5, 2.0], dtype=D)  # the time is log(2) / p
+    expected = -math.log(2) / rates**2
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(time))(rates), expected, rtol=1e-8, atol=0.0)
+    forwards = [torch.func.jvp(time, (p,), (torch.ones_like(p),))[1] for p in rates]
+    torch.testing.assert_close(torch.stack(forwards), expected, rtol=1e-8, atol=0.0)
+
+
 def test_only_signs_at_the_ends_of_steps_are_compared() -> None:
     how = {"method": "euler", "options": {"step_size": 1.0}}
     event = lambda t, y: (y - 0.5) * (y - 0.75) * (y - 2.5)  # noqa: E731

@@ -390,6 +390,21 @@ def test_seminorms_take_fewer_steps_back() -> None:
     assert counts[2] < 0.8 * counts[0]
 
 
+@pytest.mark.parametrize("odeint", [adjoint.odeint, adjoint.odeint_adjoint])
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "implicit_adams"])
+def test_every_kind_of_method_is_mapped(method: str, odeint: Any) -> None:
+    def loss(p: Tensor) -> Tensor:
+        options = {} if method == "dopri5" else {"step_size": 0.1}
+        return odeint(lambda t, y: torch.sin(p * y) - t, some(3), TIMES, method=method, options=options).square().sum()
+
+    rates = torch.tensor([0.5, 2.0], dtype=D)
+    one_by_one = []
+    for p in rates:
+        x = p.clone().requires_grad_()
+        one_by_one.append(torch.autograd.grad(loss(x), x)[0])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(rates), torch.stack(one_by_one))
+
+
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a norm by name": ({"method": "dopri5", "options": {"norm": "rms"}}, TypeError, "norm='rms' is no function"),
     "a tolerance below zero": ({"rtol": -1.0}, ValueError, "rtol=-1.0 is no tolerance"),
