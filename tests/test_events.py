@@ -258,9 +258,9 @@ def test_under_transforms(odeint: Any) -> None:
 
     rates = torch.tensor([0.5, 2.0], dtype=D)  # the time is log(2) / p
     expected = -math.log(2) / rates**2
-    torch.testing.assert_close(torch.func.vmap(torch.func.grad(time))(rates), expected, rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(time))(rates), expected, rtol=1e-6, atol=0.0)
     forwards = [torch.func.jvp(time, (p,), (torch.ones_like(p),))[1] for p in rates]
-    torch.testing.assert_close(torch.stack(forwards), expected, rtol=1e-8, atol=0.0)
+    torch.testing.assert_close(torch.stack(forwards), expected, rtol=1e-6, atol=0.0)
 
 
 def test_only_signs_at_the_ends_of_steps_are_compared() -> None:

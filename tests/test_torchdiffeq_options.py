@@ -393,9 +393,10 @@ def test_seminorms_take_fewer_steps_back() -> None:
 @pytest.mark.parametrize("odeint", [adjoint.odeint, adjoint.odeint_adjoint])
 @pytest.mark.parametrize("method", ["dopri5", "rk4", "implicit_adams"])
 def test_every_kind_of_method_is_mapped(method: str, odeint: Any) -> None:
+    y0, options = some(3), {} if method == "dopri5" else {"step_size": 0.1}
+
     def loss(p: Tensor) -> Tensor:
-        options = {} if method == "dopri5" else {"step_size": 0.1}
-        return odeint(lambda t, y: torch.sin(p * y) - t, some(3), TIMES, method=method, options=options).square().sum()
+        return odeint(lambda t, y: torch.sin(p * y) - t, y0, TIMES, method=method, options=options).square().sum()
 
     rates = torch.tensor([0.5, 2.0], dtype=D)
     one_by_one = []
