@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from adjoint.kept import Listener
-from adjoint.tensors import Reach
+from adjoint.tensors import Reach, differentiable
 
 
 class Captured:
@@ -63,6 +63,18 @@ class Captured:
         """Everything that the function reaches."""
         return self._reach.objects
 
+    def lend(self, rows: int, donor: int) -> None:
+        """Let recorded steps find the numbers of one row where a tensor with so many rows (or columns) holds NaN.
+
+        A step that comes out finite takes no number from a NaN; but in its transpose zero times NaN is NaN.
+        """
+        aliases = {id(x): lent(x, rows, donor) for x in self.constants}
+        aliases = {key: x for key, x in aliases.items() if key != id(x)}
+        self.constants += aliases.values()
+        self.leaves = [_alias(x, True, lent(x, rows, donor)) for x in self.leaves]
+        aliases |= {id(x): a for x, a in zip(self.tensors, self.leaves, strict=True)}
+        self.recorded = self._reach.rebind(aliases)
+
     def check_unwritten(self) -> None:
         """Raise if the function itself writes to a tensor that it holds."""
         for name, x, version in self._versions:
@@ -82,9 +94,18 @@ class Captured:
                 )
 
 
-def _alias(x: Tensor, requires_grad: bool) -> Tensor:
-    """The same numbers outside of every graph; a parameter stays one, for functions that ask."""
-    alias = x.detach()
+def lent(x: Tensor, rows: int, donor: int) -> Tensor:
+    """The tensor with the numbers of one row in place of NaN; itself if it holds none, or has not so many rows."""
+    if not differentiable(x) or x.is_meta or rows not in x.shape or not bool(x.isnan().any()):
+        return x
+    for dim in (i for i, size in enumerate(x.shape) if size == rows):
+        x = torch.where(x.isnan(), x.select(dim, donor).unsqueeze(dim), x)
+    return x
+
+
+def _alias(x: Tensor, requires_grad: bool, numbers: Tensor | None = None) -> Tensor:
+    """The same numbers (or these) outside of every graph; a parameter stays one, for functions that ask."""
+    alias = (x if numbers is None else numbers).detach()
     if isinstance(x, torch.nn.Parameter):
         alias = torch.nn.Parameter(alias, requires_grad)
     alias.__dict__.update(x.__dict__)

@@ -17,7 +17,8 @@ from adjoint.memories import Memories
 from adjoint.probe import Unmarked, probe, unchanging
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.staged import staged
-from adjoint.steppers.lockstep import LockstepProgram, MemberSweep
+from adjoint.steppers.lockstep import LockstepProgram
+from adjoint.steppers.member_sweep import MemberSweep
 from adjoint.tangents import Linearisation
 from adjoint.tensors import State
 from adjoint.tiers import Store

@@ -6,7 +6,6 @@ Everything is a tensor over members on the state's device; the host is told a fe
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,9 @@ from adjoint.tensors import scattered
 from adjoint.timeline import Controller
 
 FINE, MAX_STEPS, UNDERFLOW, NONFINITE = range(4)
+TOGETHER = 64
+"""Times of so many steps are looked at together."""
+
 STATUS = ("success", "max_steps", "underflow", "nonfinite")
 
 
@@ -36,9 +38,7 @@ class Fact(NamedTuple):
     moving: int
     """How many members do not wait."""
     inside: int
-    """How many asked times lie inside it."""
-    arriving: int
-    """How many members arrive."""
+    """How many asked times are passed, last ones not counted."""
 
 
 class AdaptiveLockstep:
@@ -64,7 +64,11 @@ class AdaptiveLockstep:
         self.failed: list[int] = []
         """Members that were found unable to go on since the last attempt."""
         self._attempts = torch.zeros_like(asked.count)
-        self._tries, self._passed = 0, asked.members
+        self._tries = 0
+        now = asked.passed(asked.start)
+        self._passed = (-1, now, now)
+        """A step, and how many asked times had been passed before it and after it."""
+        self._passed_by_all = int(now.sum())
         self._set_control(order)
         self._stops = None
         self._limit = asked.stop
@@ -85,7 +89,9 @@ class AdaptiveLockstep:
         """What the last two accepted errors add to the logarithm of the next factor."""
         self._previous = self._safety
         """What the last one will add once there is another."""
-        self._rejected: Tensor | None = None
+        self._largest, self._one = torch.full_like(like, c.largest), torch.ones_like(like)
+        self._most: Tensor | None = None
+        """The largest factors allowed, if some members were just rejected: theirs is 1."""
         self._floor = torch.full_like(like, c.min_step)
         ends = torch.maximum(self.asked.start.abs(), self.asked.stop.abs())
         self._cautious = float(self._least(ends).max())
@@ -103,8 +109,9 @@ class AdaptiveLockstep:
     def accepted(self) -> Tensor:
         """Steps that each member took."""
         total = torch.zeros_like(self._attempts)
-        for before, after in pairwise(self._times):
-            total += before != after
+        for k in range(0, self.steps, TOGETHER):
+            times = torch.stack(self._times[k : k + TOGETHER + 1])
+            total += (times[1:] != times[:-1]).sum(0)
         return total
 
     @property
@@ -122,6 +129,9 @@ class AdaptiveLockstep:
         """Whether every member moves in step k."""
         return self._fact(k).moving == self.asked.members
 
+    def anyone(self, k: int) -> bool:
+        return self._fact(k).moving > 0
+
     def moving(self, k: int, t: Tensor) -> Tensor:
         """``times(k)`` as a differentiable function of the asked times: both ends move, what lies between stays."""
         time, asked = self._times[k], self.asked
@@ -135,32 +145,29 @@ class AdaptiveLockstep:
         column = torch.where(at_start, 0, asked.count - 1)[:, None]
         return scattered(total, column, torch.where(at_start | at_stop, cotangent, 0)[:, None])
 
-    def passing(self, k: int) -> tuple[Pairs | None, Pairs | None]:
-        """The asked times inside step k, and those on which members arrive, as pairs (asked time, member)."""
-        asked, (start, stop) = self.asked, self.ends(k)
-        _, inside, arriving = self._fact(k)
-        if not inside + arriving:
-            return None, None
-        arrives = (stop == asked.stop) & (start != stop)
-        arrived = None
-        if arriving:
-            member = torch.argsort(~arrives, stable=True)[:arriving]  # nonzero() would ask the device how many
-            arrived = (asked.count[member] - 1, member)
+    def passing(self, k: int) -> Pairs | None:
+        """The asked times (but the last) that members pass in step k, as pairs (asked time, member)."""
+        inside = self._fact(k).inside
         if not inside:
-            return None, arrived
-        first = asked.passed(start)
-        count = asked.passed(stop) - first - arrives.long()
+            return None
+        if self._passed[0] == k:
+            _, first, then = self._passed
+        else:
+            first, then = (self.asked.passed(x) for x in self.ends(k))
+        count = then - first
         member = torch.repeat_interleave(count, output_size=inside)
         offset = first - (count.cumsum(0) - count)
-        return (torch.arange(inside, device=member.device) + offset[member], member), arrived
+        return torch.arange(inside, device=member.device) + offset[member], member
+
+    def landing_on(self, k: int) -> None:
+        """No step ends on an asked time for its sake, but the last one."""
 
     def _fact(self, k: int) -> Fact:
         fact = self._facts[k]
         if fact is None:
             start, stop = self.ends(k)
-            arrives = ((stop == self.asked.stop) & (start != stop)).sum()
-            inside = (self.asked.passed(stop) - self.asked.passed(start)).sum() - arrives
-            fact = self._facts[k] = Fact(*torch.stack(((start != stop).sum(), inside, arrives)).tolist())
+            inside = (self.asked.passed(stop) - self.asked.passed(start)).sum()
+            fact = self._facts[k] = Fact(*torch.stack(((start != stop).sum(), inside)).tolist())
         return fact
 
     def moved_along(self, noted: AdaptiveLockstep) -> AdaptiveLockstep:
@@ -191,7 +198,10 @@ class AdaptiveLockstep:
         t, asked = self._times[-1], self.asked
         remaining = self._limit - t
         moved = t + self._length if asked.forwards else t + asked.sign * self._length
-        self._lands = (remaining if asked.forwards else remaining.abs()) <= 1.01 * self._length
+        reach, most = 1.01 * self._length, self.controller.max_step
+        if most < math.inf:
+            reach = torch.minimum(reach, self._length.clamp(min=most * (1 + 1e-9)))
+        self._lands = (remaining if asked.forwards else remaining.abs()) <= reach
         stop = torch.where(self._lands, self._limit, moved)
         return t, stop if self.running == asked.members else torch.where(self._running, stop, t)
 
@@ -211,12 +221,14 @@ class AdaptiveLockstep:
         masks = (accepts, running, close, accepts & self._lands) if jumps else (accepts, running, close)
         counts = torch.stack(masks).sum(1)
         if asked.t.shape[1] > 2:
-            counts = torch.cat((counts, asked.passed(now).sum()[None]))
+            passed = asked.passed(now)
+            counts = torch.cat((counts, passed.sum()[None]))
+            self._passed = (self.steps, self._passed[2], passed)
         accepted, still, too_close, *more = counts.tolist()
         landed = more.pop(0) if jumps else tried - still
-        inside = more[0] - self._passed - (tried - still) if more else 0
-        self._passed += inside + tried - still
-        self._rejected = None if accepted == tried else ~accepts
+        inside = more[0] - self._passed_by_all if more else 0
+        self._passed_by_all += inside
+        self._most = None if accepted == tried else torch.where(accepts, self._largest, self._one)
         if still < tried:
             self._attempts = torch.where(self._running & ~running, self._tries, self._attempts)
         self._running, self.running = running, still
@@ -224,7 +236,7 @@ class AdaptiveLockstep:
             self._check(now)
         if accepted or not self.running:
             self._times.append(now)
-            self._facts.append(Fact(accepted, inside, tried - still))
+            self._facts.append(Fact(accepted, inside))
             if jumps:
                 self._aim()
         return Judged(accepts, accepted, tried, landed)
@@ -235,9 +247,7 @@ class AdaptiveLockstep:
         bold = torch.add(self._carry, size, alpha=self._powers[0])
         timid = torch.add(self._safety, size, alpha=self._powers[1])
         factor = torch.where(accepts, bold, timid).exp_().clamp_(control.smallest, control.largest)
-        if self._rejected is not None:
-            factor = torch.where(self._rejected, factor.clamp(max=1.0), factor)
-        length = tried * factor
+        length = tried * (factor if self._most is None else torch.minimum(factor, self._most))
         if self._stops is not None:  # the step was cut short for the stop's sake alone
             length = torch.where(accepts & self._lands, torch.maximum(length, self._length), length)
         self._length = length.clamp(max=control.max_step) if control.max_step < math.inf else length

@@ -57,14 +57,28 @@ class MemberTimes:
         """The times as they come: ascending in each row, infinite where there are none."""
         return (self.sign[:, None] * self.t).nan_to_num(nan=torch.inf).contiguous()
 
+    @cached_property
+    def before_last(self) -> Tensor:
+        """``keys`` without the last time of each member."""
+        return self.keys.scatter(1, self.count[:, None] - 1, torch.inf)
+
+    @cached_property
+    def last(self) -> int | Pairs:
+        """The last time of each member, by index; of those that have more than the first."""
+        least, most = (int(x) for x in self.count.aminmax())
+        if least == most:
+            return most - 1
+        member = (self.count > 1).nonzero()[:, 0]
+        return self.count[member] - 1, member
+
     @property
     def members(self) -> int:
         return len(self.t)
 
     def passed(self, time: Tensor) -> Tensor:
-        """How many asked times each member has at or before its time here."""
+        """How many asked times each member has at or before its time here, the last one not counted."""
         key = time if self.forwards else self.sign * time
-        return torch.searchsorted(self.keys, key[:, None].contiguous(), right=True)[:, 0]
+        return torch.searchsorted(self.before_last, key[:, None].contiguous(), right=True)[:, 0]
 
 
 class FixedLockstep:
@@ -150,6 +164,9 @@ class FixedLockstep:
         """Whether every member moves in step k."""
         return k < self._fewest
 
+    def anyone(self, k: int) -> bool:
+        return True
+
     def moving(self, k: int, t: Tensor) -> Tensor:
         """``times(k)`` as a differentiable function of the asked times (members, times)."""
         ends, fraction = self._between(k)
@@ -175,9 +192,10 @@ class FixedLockstep:
         return ends, fraction[:, 0]
 
     def _landings(self) -> None:
-        """Which asked times each step ends on, ordered by steps."""
+        """Which asked times but the last each step ends on, ordered by steps."""
         column = self._column[:, 1:]
-        row, i = ((self._counts > 0) & (column >= 0)).nonzero(as_tuple=True)
+        last = self.asked.count[: len(column), None] - 1
+        row, i = ((self._counts > 0) & (column >= 0) & (column < last)).nonzero(as_tuple=True)
         step, at = self._ends[row, i] - 1, column[row, i]
         order = torch.argsort(step, stable=True)
         self._landed = (at[order], row[order])
@@ -185,15 +203,18 @@ class FixedLockstep:
         self._bounds: list[int] = bounds.tolist()
         self._every: list[int] = at[order].tolist() if len(self._points) == 1 else []
 
-    def passing(self, k: int) -> tuple[None, int | Pairs | None]:
-        """No asked times lie inside step k; those on which it ends: one for all members, or pairs."""
+    def passing(self, k: int) -> None:
+        """No asked times lie inside a step."""
+
+    def landing_on(self, k: int) -> int | Pairs | None:
+        """The asked times (but the last) on which step k ends: one for all members, or pairs."""
         low, high = self._bounds[k], self._bounds[k + 1]
         if low == high:
-            return None, None
+            return None
         if self._every:
-            return None, self._every[low]
+            return self._every[low]
         at, member = self._landed
-        return None, (at[low:high], member[low:high])
+        return at[low:high], member[low:high]
 
 
 def _one_row(jumps: Tensor | None) -> bool:
@@ -216,8 +237,14 @@ class KnownLockstep:
     def everyone(self, k: int) -> bool:
         return True
 
-    def passing(self, k: int) -> tuple[None, None]:
-        return None, None
+    def anyone(self, k: int) -> bool:
+        return True
+
+    def passing(self, k: int) -> None:
+        pass
+
+    def landing_on(self, k: int) -> None:
+        pass
 
     def times(self, k: int) -> Tensor:
         return self.stop if k else self.start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from adjoint.lockstep_timeline import AdaptiveLockstep
 from adjoint.member_times import FixedLockstep, MemberTimes
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.progress import Progress, progress_ticker
-from adjoint.steppers.lockstep import LockstepProgram, MemberTolerance
+from adjoint.steppers.lockstep import LockstepProgram
+from adjoint.steppers.member_error import MemberTolerance
 from adjoint.steppers.member_step import spread
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable
@@ -31,7 +32,7 @@ WHY = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MemberStats:
     """What was done, counted; tensors hold one number for each member."""
 
@@ -43,7 +44,15 @@ class MemberStats:
     """Steps that each member took."""
     rejected: Tensor
     """Steps that each member tried in vain."""
-    counted: Stats = field(repr=False)
+    counted: Stats
+
+    def __repr__(self) -> str:
+        good, (least, most) = int(self.succeeded.sum()), (int(x) for x in self.steps.aminmax())
+        return (
+            f"{good} of {len(self.steps)} members succeeded, with {least} to {most} steps each "
+            f"({int(self.rejected.max())} rejected at most), in {self.lockstep} of the batch, "
+            f"{self.evaluations} evaluations"
+        )
 
     @property
     def lockstep(self) -> int:
@@ -159,6 +168,8 @@ def _check_state(state: State) -> int:
             )
         if x.device != state[0].device:
             raise ValueError(f"y0 has leaves on {state[0].device} and on {x.device}; put them on one device")
+        if torch._C._functorch.is_batchedtensor(x):
+            raise NotImplementedError("batched=True inside torch.func.vmap: let the members be what you map over")
         if x.is_meta:
             raise ValueError("y0 is on the meta device; batched=True looks at numbers, and meta tensors hold none")
     return len(state[0])
@@ -180,19 +191,19 @@ def _times(t: Any, state: State, members: int) -> tuple[Tensor, MemberTimes]:
     device = state[0].device
     wide = torch.float32 if device.type == "mps" else torch.float64
     rows = times.detach().to(device=device, dtype=wide)
-    _check_rows(rows.reshape(-1, rows.shape[-1]).cpu())
+    _check_rows(rows.reshape(-1, rows.shape[-1]).cpu(), times.ndim == 1)
     return times, MemberTimes(rows.expand(members, -1).contiguous(), times.ndim == 1)
 
 
-def _check_rows(rows: Tensor) -> None:
+def _check_rows(rows: Tensor, shared: bool) -> None:
     """Raise for rows that are not finite, or not strictly monotone; all but shared times may end in NaN."""
 
     def place(where: Tensor) -> tuple[int, int, str]:
         b, j = (int(i) for i in where.nonzero()[0])
-        return b, j, f"t[{j}]" if len(rows) == 1 else f"t[{b}, {j}]"
+        return b, j, f"t[{j}]" if shared else f"t[{b}, {j}]"
 
     none = rows.isnan()
-    late = none[:, :1] | (none[:, :-1] & ~none[:, 1:]).any(1, keepdim=True) | (none & (len(rows) == 1))
+    late = none[:, :1] | (none[:, :-1] & ~none[:, 1:]).any(1, keepdim=True) | (none & shared)
     wrong = rows.isinf() | (none & late)
     if bool(wrong.any()):
         b, j, name = place(wrong)
@@ -244,7 +255,7 @@ def _check_apart(program: LockstepProgram, function: Any, state: State) -> None:
     """Raise if f lets one member feel another: moving half of them must not change what it gives for the others."""
     if program.members == 1:
         return
-    asked = program.asked
+    asked, state = program.asked, tuple(x.clone() for x in state)
     start = program.time(asked.start)
     first = program.slope(function, start, state)
     odd = torch.arange(program.members, device=start.device) % 2 == 1
@@ -275,7 +286,7 @@ def _repeats(program: LockstepProgram, function: Any, start: Tensor, state: Stat
 def _settle(outcome: Outcome, program: LockstepProgram) -> list[str]:
     """The status of each member; whatever was not reached becomes NaN."""
     status, asked = program.status(), program.asked
-    unreached = torch.arange(program.outputs, device=asked.t.device) >= asked.passed(program.reached())[:, None]
+    unreached = asked.keys > (asked.sign * program.reached())[:, None]
     if bool(unreached.any()):
         with torch.no_grad():
             for x in outcome.outputs:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import eager, memory, online, plans
+from benchmarks import batched, eager, memory, online, plans
 from benchmarks.measure import Section, machine
 from benchmarks.peers import report as peers
 
@@ -20,7 +20,14 @@ def online_run(device: str) -> Section:
     return Section(online.TITLE, online.TEXT, online.HEADER, tuple(online.table(range(3, 51), 100_000)))
 
 
-SECTIONS = {"eager": eager.run, "memory": memory.run, "plans": plans.run, "online": online_run, "peers": peers.run}
+SECTIONS = {
+    "eager": eager.run,
+    "batched": batched.run,
+    "memory": memory.run,
+    "plans": plans.run,
+    "online": online_run,
+    "peers": peers.run,
+}
 
 
 def main() -> None:

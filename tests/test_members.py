@@ -131,9 +131,11 @@ PAIRS += [(method, name) for method in ("rk4", "tsit5", "bosh3") for name in ("t
 
 
 def ways(method: str) -> dict[str, Any]:
-    return (
-        {"method": method, "rtol": 1e-3, "atol": 1e-5} if METHODS[method].adaptive else {"method": method, "dt": 0.21}
-    )
+    """Few steps: laws hold for steps of any length."""
+    if METHODS[method].adaptive:
+        loose = 10.0 if METHODS[method].order < 4 else 1.0
+        return {"method": method, "rtol": 1e-3 * loose, "atol": 1e-5 * loose}
+    return {"method": method, "dt": 0.21}
 
 
 @pytest.mark.parametrize(("method", "name"), PAIRS)
@@ -199,7 +201,7 @@ def test_members_with_any_times_stiffness_and_tolerance_are_their_solves_alone(d
         [rate, shared, y0, t],
     )
     method = data.draw(st.sampled_from(["tsit5", "dopri5", "bosh3", "rk4"]))
-    controller = data.draw(st.sampled_from(["I", "PI", "PID"]))
+    controller = data.draw(st.sampled_from(["I", "PI", "PID", Controller(max_step=0.1)]))
     how: dict[str, Any] = {"method": method, "controller": controller, "rtol": rtol, "atol": atol}
     if method == "rk4":
         how["dt"] = 10 ** floats(-1.7, -1, members)
@@ -274,14 +276,14 @@ def test_a_member_that_fails_does_not_disturb_the_rest(kind: str, method: str, h
 def test_what_a_failed_member_reached_has_its_gradient(how: dict[str, Any]) -> None:
     f, y0, rate, shared = doomed("root")
     t = [0.0, 0.3, 0.6, 1.5]
-    solution = solve(f, y0, t, batched=True, throw=False, **how)
+    solution = solve(f, y0, t, batched=True, throw=False, rtol=1e-4, **how)
     assert solution.status == ("success", "underflow", "success", "success")
     assert torch.equal(torch.isfinite(solution.ys[:, 1, 0]), torch.tensor([True, True, True, False]))
     found = torch.autograd.grad(torch.nansum(solution.ys[:3] ** 2), (rate, shared, y0))
-    before = solve(f, y0, t[:3], batched=True)
+    before = solve(f, y0, t[:3], batched=True, rtol=1e-4)
     # the last step of the failed member ends elsewhere: equal to the tolerance
     for a, b in zip(found, torch.autograd.grad((before.ys**2).sum(), (rate, shared, y0)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_a_rejected_attempt_leaks_nothing_into_shared_gradients() -> None:
@@ -307,18 +309,41 @@ def test_a_rejected_attempt_leaks_nothing_into_shared_gradients() -> None:
     assert_close(found[2], found[0])
 
 
-def test_a_member_whose_own_numbers_are_not_finite_is_kept_out_or_named() -> None:
+@pytest.mark.parametrize("how", [{"slots": "all"}, {"slots": 2}, {"gradient": "backprop"}], ids=str)
+@pytest.mark.parametrize("method", ["tsit5", "rk4"])
+def test_a_member_with_a_nan_among_its_constants_is_kept_out(method: str, how: dict[str, Any]) -> None:
     scale = torch.tensor([1.0, torch.nan, 2.0], dtype=F64, requires_grad=True)
-    shared = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    more = torch.tensor([[0.1, 0.2, torch.nan]], dtype=F64)
+    shared = torch.nn.Parameter(torch.tensor(0.5, dtype=F64))
     y0 = torch.ones(3, dtype=F64, requires_grad=True)
-    for how in ({"slots": 2}, {"slots": "all"}):
-        own = solve(lambda t, y: -scale * y, y0, [0.0, 1.0], batched=True, throw=False, **how)
-        assert own.status == ("success", "nonfinite", "success")
-        found = torch.autograd.grad(own.ys[-1, ::2].sum(), (scale, y0))
-        assert all(bool(torch.isfinite(x[::2]).all()) for x in found)
-        both = solve(lambda t, y: -scale * shared * y, y0, [0.0, 1.0], batched=True, throw=False, **how)
-        with pytest.raises(RuntimeError, match="not finite for member 1.*leave it out"):
-            torch.autograd.grad(both.ys[-1, ::2].sum(), shared)
+
+    def f(t: Tensor, y: Tensor, scale: Tensor, more: Tensor) -> Tensor:
+        return -scale * shared * y + more[0]
+
+    own = {"batched": True, "method": method, "dt": 0.1} | how
+    solution = solve(f, y0, [0.0, 1.0], args=(scale, more), throw=False, **own)
+    assert solution.status == ("success", "nonfinite", "nonfinite")
+    found = torch.autograd.grad(solution.ys[-1, 0], (shared, scale, y0))
+    alone = solve(f, y0[:1], [0.0, 1.0], args=(scale[:1], more[:, :1]), **own)
+    expected = torch.autograd.grad(alone.ys[-1, 0], (shared, scale, y0))
+    assert_close(found, expected, AMPLIFIED)
+    assert not found[1][1:].any() and not found[2][1:].any()
+
+
+@pytest.mark.parametrize("how", [{"slots": "all"}, {"slots": 2}, {"gradient": "backprop"}], ids=str)
+def test_a_member_for_which_f_is_nowhere_defined_is_named(how: dict[str, Any]) -> None:
+    floor = torch.tensor([0.0, 9.0, 0.5], dtype=F64)
+    shared = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    solve_it = lambda: solve(  # noqa: E731
+        lambda t, y: -torch.sqrt(y - floor) * shared,
+        torch.ones(3, dtype=F64),
+        [0.0, 0.1],
+        batched=True,
+        throw=False,
+        **how,
+    )
+    with pytest.raises(RuntimeError, match="not finite for member 1.*leave it out"):
+        torch.autograd.grad(solve_it().ys[-1, ::2].sum(), shared)
 
 
 def test_max_steps_and_min_step_are_each_members_own() -> None:
@@ -347,6 +372,9 @@ def test_rows_of_times_may_differ_in_length() -> None:
     t = batch.t.detach().clone()
     t[0, 2:], t[2, 1:] = torch.nan, torch.nan
     t.requires_grad_()
+    lone = solve(batch.one(0), batch.y0[0], t[0, :2], method="rk4")
+    assert torch.equal(solve(batch.f, batch.y0, t, method="rk4", batched=True).ys[1, 0], lone.ys[1])
+    assert solve(lambda t, y: y, torch.ones(1), [[0.0, 1.0, math.nan]], batched=True).ys.shape == (3, 1)
     for method in ("tsit5", "rk4"):
         found = []
         for memory in ({"slots": "all"}, {"slots": 1}, {"gradient": "backprop"}):

@@ -10,23 +10,22 @@ a member that waits where it began, (t_0, y_0), a place from which a step was ac
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Cotangent, Step
-from adjoint.join import Sweep
+from adjoint.autograd import Step
+from adjoint.captured import lent
 from adjoint.lockstep_timeline import NONFINITE, STATUS, UNDERFLOW, AdaptiveLockstep
-from adjoint.member_times import FixedLockstep, KnownLockstep, MemberTimes
-from adjoint.steppers.explicit import Tolerance
-from adjoint.steppers.member_step import Coefficients, MemberStep, finite, spread
+from adjoint.member_times import FixedLockstep, KnownLockstep, MemberTimes, Pairs
+from adjoint.steppers.member_error import MemberTolerance, first_steps
+from adjoint.steppers.member_step import Coefficients, MemberStep, Numbers, finite
 from adjoint.tableaus import Tableau
-from adjoint.tangents import Batch, Directions, Second, pushed
-from adjoint.tensors import State, Structure, refuse_writing, scattered, versions_of
+from adjoint.tangents import Batch, Directions, pushed
+from adjoint.tensors import Reach, State, Structure, refuse_writing, scattered, versions_of
 
 NEVER = 2**62
 DONORS = 8
@@ -35,54 +34,7 @@ DONORS = 8
 TOLD = 3
 """Of so many members that fail the worst component is kept."""
 
-Number = float | Tensor
 Timeline = FixedLockstep | AdaptiveLockstep | KnownLockstep
-
-
-@dataclass(frozen=True)
-class MemberTolerance:
-    """``Tolerance`` for each member by itself; rtol and atol are numbers, or tensors with one for each member."""
-
-    rtol: Number
-    atol: Number
-    norm: Callable[[Any], Any] | None = None
-    """Of a tree like one member's state."""
-    structure: Structure | None = None
-
-    def squared(self, error: State, before: State, after: State) -> Tensor:
-        """The squared error ratio of each member: at most 1 is acceptable."""
-        scaled = [
-            _size(e) / (torch.maximum(x.abs(), y.abs()).mul_(_fit(self.rtol, x)).add_(_fit(self.atol, x)))
-            for e, x, y in zip(error, before, after, strict=True)
-        ]
-        if self.norm is not None:
-            return self._normed(tuple(scaled), after)
-        total: Tensor | None = None
-        for x in scaled:
-            part = (x * x).flatten(1).sum(1) if x.ndim > 1 else x * x
-            total = part if total is None else total + part
-        assert total is not None
-        return total / max(sum(x[0].numel() for x in scaled), 1)
-
-    def _normed(self, scaled: State, after: State) -> Tensor:
-        assert self.norm is not None and self.structure is not None
-        tree = self.structure.unflatten([x.abs() for x in scaled])
-        values: Tensor = torch.func.vmap(self.norm)(tree)
-        return torch.where(finite(after), values, torch.inf) ** 2
-
-    def of(self, member: int) -> Tolerance:
-        """That of one member."""
-        rtol, atol = (float(x[member]) if isinstance(x, Tensor) else x for x in (self.rtol, self.atol))
-        return Tolerance(rtol, atol)
-
-
-def _size(x: Tensor) -> Tensor:
-    """Something whose square is that of the absolute value."""
-    return x.abs() if x.is_complex() else x
-
-
-def _fit(x: Number, like: Tensor) -> Number:
-    return x.to(like.real.dtype).reshape(-1, *[1] * (like.ndim - 1)) if isinstance(x, Tensor) else x
 
 
 class LockstepProgram:
@@ -113,18 +65,23 @@ class LockstepProgram:
         self.outputs = asked.t.shape[1]
         self.inputs: tuple[Tensor, ...] = (t,) if t.requires_grad else ()
         self.evaluations = 0
+        self.trial = False
+        """Whether this is but a sample."""
         self.doubtful = False
         """Whether a tape holds an attempt that a member rejected, or a member that waits where f may be undefined."""
         self.worst: dict[int, str] = {}
         """Where the error of a member was largest when it failed, in words."""
         self.poisoned: list[int] = []
         """Members for which nothing is known at which f is finite."""
+        self.donor = 0
+        """A member that could take a step."""
         self._t, self._dt = t, dt
         self._deaths: Tensor | None = None
         """Of fixed steps: the one after which a member was no longer finite."""
         self._judged = 0
         self._on_graph: Tensor | None = None
         self._safe: tuple[Tensor, State] | None = None
+        self._loan: tuple[Any, tuple[Tensor, State]] | None = None
         self._known_slope: tuple[int, State, State] | None = None
         self._coefficients = Coefficients(tableau, asked.t)
 
@@ -146,14 +103,18 @@ class LockstepProgram:
         if self._dt is not None:
             timeline.begin(self._dt.expand(self.members))
         else:
-            timeline.begin(_first_steps(self, function, tuple(x.contiguous() for x in state)))
+            slope, start = partial(self.slope, function), tuple(x.contiguous() for x in state)
+            order = self.tableau.error_order + 1
+            first, defined = first_steps(slope, start, self.asked, self.tolerance, order, self._t.dtype)
+            timeline.fail(~defined, NONFINITE)
+            timeline.begin(first)
 
     def sample(self) -> LockstepProgram:
         """A program of one step like the first one of this, to try things out on."""
         other = copy.copy(self)
         timeline = self.timeline
         ends = timeline.ends(0) if timeline.steps else timeline.propose()  # type: ignore[union-attr]
-        other.timeline = KnownLockstep(*ends)
+        other.timeline, other.trial = KnownLockstep(*ends), True
         return other
 
     def on_graph(self) -> LockstepProgram:
@@ -200,16 +161,22 @@ class LockstepProgram:
         if self._deaths is not None:
             alive = self._deaths > k
             moves = alive if moves is None else moves & alive
+        if moves is not None and recording:
+            if not (self.timeline.anyone(k) if self._deaths is None else bool(moves.any())):
+                return self._with_last(Step(state), k, outputs)  # f is needed by nobody, and may be defined for nobody
+            places = self.safe_places(function)
+            if self._on_graph is not None and self.poisoned:
+                function, places = self._lent(function)
         attempt = self._attempt(function, state, k, start, stop, recording)
         if moves is not None and recording:
-            attempt.stand_in(moves, *self._safe_places(function))
+            attempt.stand_in(moves, *places)
         attempt.run()
         if k == self._judged:
             self._judged += 1
             if self.timeline.landing and self._has_died(k, attempt, moves):
                 self._judged = k
                 return self.step(function, k, state, recording, outputs)
-        return self._finish(attempt, k, moves, outputs)
+        return self._finish(attempt, k, None if moves is None else Numbers(moves), outputs)
 
     def _has_died(self, k: int, attempt: MemberStep, moves: Tensor | None) -> bool:
         """Whether a member is finite no more; fixed steps cannot help it."""
@@ -231,9 +198,34 @@ class LockstepProgram:
             step.make_leaves()
         return step
 
-    def _finish(self, attempt: MemberStep, k: int, moves: Tensor | None, outputs: bool = True) -> Step:
-        inside, ends = self.timeline.passing(k) if outputs else (None, None)
-        return attempt.finish(moves, inside, ends, self.asked.t if self._on_graph is None else self._on_graph)
+    def _finish(self, attempt: MemberStep, k: int, moves: Numbers | None, outputs: bool = True) -> Step:
+        """The step as its caller sees it."""
+        asked = self.asked.t if self._on_graph is None else self._on_graph
+        step = attempt.finish(moves, self.timeline.passing(k) if outputs else None, asked)
+        landing = self.timeline.landing_on(k) if outputs else None
+        if landing is not None:
+            step = step._replace(outputs=(*step.outputs, (landing, self._landed(landing, step.state, moves))))
+        return self._with_last(step, k, outputs)
+
+    def _with_last(self, step: Step, k: int, outputs: bool) -> Step:
+        """With the last step of the batch come the last values of all that arrived, whenever they did."""
+        if not outputs or self.trial or not self.timeline.done or k != self.timeline.steps - 1:
+            return step
+        index = self.asked.last
+        arrived = self.reached() == self.asked.stop if self._deaths is None else self._deaths == NEVER
+        moves = None if bool(arrived.all()) else Numbers(arrived)
+        return step._replace(outputs=(*step.outputs, (index, self._landed(index, step.state, moves))))
+
+    def _landed(self, index: int | Pairs, state: State, moves: Numbers | None) -> State:
+        """States at the end of a step, of those that were to get there."""
+        if isinstance(index, int):
+            nothing = tuple(torch.full_like(x, torch.nan) for x in state) if moves is not None else ()
+            return state if moves is None else moves.choose(state, nothing)
+        member = index[1]
+        state = tuple(x[member] for x in state)
+        if moves is None:
+            return state
+        return Numbers(moves.numbers[member]).choose(state, tuple(torch.full_like(x, torch.nan) for x in state))
 
     def _explore(self, function: Any, k: int, state: State, recording: bool) -> Step:
         """Try steps until at least one member accepts its own, or nobody can go on."""
@@ -245,22 +237,23 @@ class LockstepProgram:
             tried = timeline.running
             attempt = self._attempt(function, state, k, start, stop, recording)
             if recording and tried < self.members:
-                attempt.stand_in(start != stop, *self._safe_places(None))
+                attempt.stand_in(start != stop, *self.safe_places(None))
             attempt.run(first)
             with torch.no_grad():
-                error = attempt.error()
-                squared = self.tolerance.squared(error, state, attempt.new).to(start)
+                error, scale = attempt.error()
+                squared = self.tolerance.squared(error, state, attempt.new, scale).to(start)
                 judged = timeline.judge(stop, attempt.h.detach(), squared)
                 if timeline.failed:
                     self._diagnose(error, state, attempt)
                 if judged.accepted or timeline.done:
                     break
                 first = None if self.inputs or attempt.moves is not None else attempt.slopes[0]
-        everyone = judged.accepted == self.members
-        self.doubtful |= recording and not everyone
-        step = self._finish(attempt, k, None if everyone else judged.accepts)
+        moves = None if judged.accepted == self.members else Numbers(judged.accepts)
+        self.doubtful |= recording and moves is not None
+        step = self._finish(attempt, k, moves)
         if not recording and self.tableau.first_same_as_last and not (self.jumps is not None and judged.landed):
-            self._remember(k + 1, step.state, attempt, None if everyone else judged.accepts)
+            last, first = attempt.slopes[-1], attempt.slopes[0]  # whoever waits begins again where it was
+            self._known_slope = (k + 1, step.state, last if moves is None else moves.choose(last, first))
         return step
 
     def _diagnose(self, error: State, before: State, attempt: MemberStep) -> None:
@@ -280,41 +273,57 @@ class LockstepProgram:
         known, self._known_slope = self._known_slope, None
         return known[2] if known is not None and known[0] == k and known[1] is state else None
 
-    def _remember(self, k: int, state: State, attempt: MemberStep, moves: Tensor | None) -> None:
-        slope = attempt.slopes[-1]
-        if moves is not None:  # whoever waits begins again where it was
-            slope = tuple(torch.where(spread(moves, x), x, y) for x, y in zip(slope, attempt.slopes[0], strict=True))
-        self._known_slope = (k, state, slope)
-
-    def _safe_places(self, function: Any) -> tuple[Tensor, State]:
+    def safe_places(self, function: Any) -> tuple[Tensor, State]:
         """Where f may be called for members that wait: where they began; or somebody else, if f is not finite there.
 
         Without ``function`` nobody's failure is final yet, and the places of the beginning must do.
         """
-        times = self.asked.start
         if function is None:
-            return times, self.first
+            return self.asked.start, self.first
         if self._safe is None:
-            self._safe = times, self.first
-            stuck = self.accepted() == 0
+            self._safe = self.asked.start, self.first
+            stuck = self.reached() == self.asked.start
             if bool(stuck.any()):
                 with torch.no_grad():
                     self._safe = self._borrowed(function, stuck)
         return self._safe
+
+    def _lent(self, function: Any) -> tuple[Any, tuple[Tensor, State]]:
+        """On torch's own graph: the function with another member's numbers for the NaN of one, and places for it."""
+        if self._loan is None:
+            reach, other = Reach(function, self.label), copy.copy(self)
+            aliases = {id(x): lent(x, self.members, self.donor) for _, x in reach.tensors.values()}
+            function = reach.rebind({key: x for key, x in aliases.items() if key != id(x)})
+            other.forget_places()
+            self._loan = function, other.safe_places(function)
+            if other.poisoned:
+                raise RuntimeError(self.poison())
+        return self._loan
+
+    def forget_places(self) -> None:
+        """f is another: look for places at which it is finite once more."""
+        self._safe = None
+
+    def poison(self) -> str:
+        """What to say of a member whose NaN cannot be kept from the others."""
+        return (
+            f"f is not finite for member {self.poisoned[0]}, neither where it begins nor where others do, so that NaN "
+            f"would reach the gradients of all members; leave it out: take its row from y0, t and what f uses"
+        )
 
     def _borrowed(self, function: Any, stuck: Tensor) -> tuple[Tensor, State]:
         """Where members began, and for those whose f is not finite there, where one that could go on did."""
         times, places = self.asked.start, self.first
         lost = stuck & ~finite(self.slope(function, self.time(times), places))
         donors = (~stuck).nonzero()[:, 0]
+        self.donor = int(donors[0]) if len(donors) else 0
         for donor in donors[:: max(1, len(donors) // DONORS)].tolist():
             if not bool(lost.any()):
                 break
             there = torch.where(lost, self.asked.start[donor], times)
-            state = tuple(torch.where(spread(lost, x), x[donor], y) for x, y in zip(self.first, places, strict=True))
+            state = Numbers(lost).choose(tuple(x[donor].expand_as(x) for x in self.first), places)
             helped = lost & finite(self.slope(function, self.time(there), state))
-            times = torch.where(helped, there, times)
-            places = tuple(torch.where(spread(helped, x), x, y) for x, y in zip(state, places, strict=True))
+            times, places = torch.where(helped, there, times), Numbers(helped).choose(state, places)
             lost = lost & ~helped
         self.poisoned = lost.nonzero()[:, 0].tolist()
         return times, places
@@ -324,17 +333,18 @@ class LockstepProgram:
         f, args = function
         self.evaluations += 1
         versions = versions_of(state)
-        value = self.structure.flatten(f(t, self.structure.unflatten(state), *args), "the value of f")
+        value = f(t, self.structure.unflatten(state), *args)
+        leaves = self.structure.flatten(value, "the value of f")
         if versions_of(state) != versions:
             refuse_writing("f changed its state")
-        for x, y in zip(value, state, strict=True):
+        for x, y in zip(leaves, state):  # noqa: B905 (the structure has as many leaves)
             if x.shape != y.shape or x.dtype != y.dtype:
                 raise ValueError(
                     f"f returned shape {tuple(x.shape)} and {x.dtype} for a batch of states of shape {tuple(y.shape)} "
                     f"and {y.dtype}; with batched=True it gets t of shape ({self.members},), one time for each "
                     f"member, and must return dy/dt, shaped and typed like y: t[:, None] * y, for example"
                 )
-        return value
+        return leaves
 
     def time(self, t: Tensor) -> Tensor:
         """As f gets it."""
@@ -351,7 +361,7 @@ class LockstepProgram:
             if cotangent is not None:
                 self._of_asked = self.timeline.pull(at, cotangent, self._of_asked)
         if of_inside and of_inside[0] is not None:
-            inside, _ = self.timeline.passing(k)
+            inside = self.timeline.passing(k)
             assert inside is not None
             places, member = inside
             flat = scattered(self._of_asked.view(1, -1), (member * self.outputs + places)[None], of_inside[0][None])
@@ -374,87 +384,8 @@ class LockstepProgram:
             t = self._t.detach().to(self.asked.t).requires_grad_()
             asked = t.expand(self.members, -1)
             moving = [self.timeline.moving(i, asked) for i in (k, k + 1)]
-            inside, _ = self.timeline.passing(k)
+            inside = self.timeline.passing(k)
             if inside is not None:
                 places, member = inside
                 moving.append(asked[member, places])
         return pushed(moving, [t], [rows], Batch(len(rows), self.label))
-
-
-@dataclass
-class MemberSweep:
-    """The reverse sweep of a batch, in which a member's NaN reaches no tensor that others share.
-
-    Tapes of the first sweep hold steps that some members rejected. Their cotangents are zero, but zero times infinity
-    is not: then the sweep is made again, from tapes in which f sees such members at a safe place.
-    """
-
-    sweep: Sweep
-    program: LockstepProgram
-
-    def check(self) -> None:
-        self.sweep.check()
-
-    def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> Cotangent:
-        found = self.sweep.reverse(of_outputs, of_state)
-        if self.program.doubtful and not _all_finite(found):
-            self.program.doubtful = False
-            found = self.sweep.reverse(of_outputs, of_state)
-        return self._unpoisoned(found)
-
-    def tangents(self, directions: Directions) -> tuple[list[Tensor], State]:
-        return self.sweep.tangents(directions)
-
-    def second(self, of_outputs: Cotangent, of_state: Cotangent, directions: Directions) -> Second:
-        second = self.sweep.second(of_outputs, of_state, directions)
-        self._unpoisoned(second.inputs)
-        return second
-
-    def _unpoisoned(self, found: Cotangent) -> Cotangent:
-        if self.program.poisoned and not all(self._kept_in(x) for x in found if x is not None):
-            b = self.program.poisoned[0]
-            raise RuntimeError(
-                f"f is not finite for member {b}, neither where it begins nor where another one does, so that NaN would "
-                f"reach the gradients of all members; leave it out: take its row from y0, t and what f uses"
-            )
-        return found
-
-    def _kept_in(self, x: Tensor) -> bool:
-        """Whether what is not finite is in rows of the members that nothing could be done about."""
-        bad = ~torch.isfinite(x)
-        for dim in (i for i in range(x.ndim) if x.shape[i] == self.program.members):
-            bad = bad.index_fill(dim, torch.tensor(self.program.poisoned, device=x.device), False)
-        return not bool(bad.any())
-
-
-def _all_finite(found: Cotangent) -> bool:
-    return all(bool(torch.isfinite(x).all()) for x in found if x is not None)
-
-
-def _first_steps(program: LockstepProgram, function: Any, state: State) -> Tensor:
-    """The length of everybody's first step to try: Hairer, Norsett & Wanner I, section II.4. Without f there is none.
-
-    It calls the caller's own function as the caller would: a tensor that is kept from these calls has its whole graph.
-    """
-    tolerance, asked = program.tolerance, program.asked
-    length = (asked.stop - asked.start).abs()
-
-    def ratio(x: State) -> Tensor:
-        return tolerance.squared(x, known, zero).to(length).sqrt()
-
-    slope = program.slope(function, program.time(asked.start), state)
-    assert isinstance(program.timeline, AdaptiveLockstep)
-    program.timeline.fail(~finite(slope), NONFINITE)
-    slope, known = (tuple(x.detach() for x in leaves) for leaves in (slope, state))
-    zero = tuple(torch.zeros_like(x) for x in known)
-    size, speed = ratio(known), ratio(slope)
-    guess = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
-    guess = torch.where(length < guess, length, guess)
-    shift = asked.sign * guess
-    moved = tuple(y + spread(shift.to(x.real.dtype), x) * x for y, x in zip(state, slope, strict=True))
-    bent = program.slope(function, program.time(asked.start + shift), moved)
-    most = torch.fmax(speed, ratio(tuple(x.detach() - y for x, y in zip(bent, slope, strict=True))) / guess)
-    exponent = 1 / (program.tableau.error_order + 1)
-    wanted = torch.where(most <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / most) ** exponent)
-    chosen = torch.minimum(torch.minimum(100 * guess, wanted), length)
-    return torch.where(chosen > 0, chosen, length.clamp(max=1e-6))

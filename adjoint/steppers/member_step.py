@@ -6,7 +6,6 @@ k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j),    y_new = y + h sum_i b_i k_i,   
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,6 +41,31 @@ def finite(state: State) -> Tensor:
     return result
 
 
+class Numbers:
+    """One number for each member, spread over leaves of a state: made once for each."""
+
+    __slots__ = ("_spread", "numbers")
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.numbers = numbers
+        self._spread: dict[int, Tensor] = {}
+
+    def over(self, i: int, leaf: Tensor) -> Tensor:
+        """As it goes with leaf i."""
+        known = self._spread.get(i)
+        if known is None:
+            numbers = self.numbers
+            if numbers.dtype != torch.bool:
+                numbers = numbers.to(leaf.dtype.to_real())
+            known = self._spread[i] = spread(numbers, leaf)
+        return known
+
+    def choose(self, there: State, elsewhere: State) -> State:
+        """Of a mask: one state where it holds, another one elsewhere."""
+        pairs = enumerate(zip(there, elsewhere, strict=True))
+        return tuple([torch.where(self.over(i, x), x, y) for i, (x, y) in pairs])
+
+
 class Coefficients:
     """A tableau, ready to be used on a device."""
 
@@ -54,7 +78,7 @@ class Coefficients:
         dense = tableau.dense[: tableau.interpolated] if tableau.dense is not None else ()
         self.used = [i for i, row in enumerate(dense) if any(row)]
         """Stages that the interpolant needs."""
-        self.dense = like.new_tensor([dense[i] for i in self.used]).unbind(1) if dense else ()
+        self.dense = like.new_tensor([dense[i] for i in self.used])[:, :, None].unbind(1) if dense else ()
 
 
 class MemberStep:
@@ -79,7 +103,6 @@ class MemberStep:
         self.leaves: tuple[Tensor, ...] = ()
         self._base, self._base_state = start, state
         self.slopes: list[State] = []
-        self._spread: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
 
     def make_leaves(self) -> None:
         """From here on this step is a function of its times."""
@@ -91,22 +114,24 @@ class MemberStep:
         """Show f these times and states in place of those of members that wait; they take a step of no length."""
         self.moves = moves
         self._base = torch.where(moves, self.start, times)
-        self._base_state = tuple(torch.where(spread(moves, x), x, y) for x, y in zip(self.state, states, strict=True))
+        self._base_state = Numbers(moves).choose(self.state, states)
 
-    @cached_property
-    def h(self) -> Tensor:
-        h = self.stop - self.start
-        return h if self.moves is None else torch.where(self.moves, h, 0)
-
-    @cached_property
-    def times(self) -> list[Tensor]:
-        """When f is called, for each stage."""
-        c, base = self.coefficients.tableau.c, self._base
-        end = self.stop if self.moves is None else torch.where(self.moves, self.stop, base)
+    def _set_times(self) -> None:
+        """The length of the step, and when f is called for each stage."""
+        c, base, moves, end = self.coefficients.tableau.c, self._base, self.moves, self.stop
+        if self.leaves and moves is None:  # a node of its own, as for members that wait: one order of adding up
+            base = base.view_as(base)
+        self.h = end - self.start
+        if moves is not None:
+            self.h, end = torch.where(moves, self.h, 0), torch.where(moves, end, base)
+        elif self.leaves:
+            end = end.view_as(end)
+        self._lengths = Numbers(self.h)
         between = (base + self.coefficients.c * self.h).unbind()
-        exact = [end if x == 1 else base if x == 0 else t for x, t in zip(c, between, strict=True)]
-        times = [t.to(self._time_type) for t in exact]
-        return times if self._jumps is None else self._beside_jumps(times)
+        times = [end if x == 1 else base if x == 0 else t for x, t in zip(c, between, strict=True)]
+        if self._time_type != base.dtype:
+            times = [t.to(self._time_type) for t in times]
+        self.times = times if self._jumps is None else self._beside_jumps(times)
 
     def _beside_jumps(self, times: list[Tensor]) -> list[Tensor]:
         """A hair inside where a step starts or stops at a jump: f is to see its own side."""
@@ -122,38 +147,24 @@ class MemberStep:
 
     def run(self, first: State | None = None) -> None:
         """The stages that the new state needs, and the new state (of members that wait, a place of no meaning)."""
+        self._set_times()
         self.slopes = [] if first is None else [first]
         for i in range(len(self.slopes), self.coefficients.tableau.weighted):
             self.slopes.append(self._stage(i))
         self.new = self._moved(self.coefficients.weights)
 
-    def error(self) -> State:
-        """The embedded error estimate h sum_i e_i k_i."""
+    def error(self) -> tuple[State, float]:
+        """The embedded error estimate h sum_i e_i k_i, but for a factor."""
         self._complete(self.coefficients.tableau.stages)
         terms = self.coefficients.error
         assert terms is not None
-        h = self._h_for
-        return tuple([terms.of(self.slopes, i) * (h(x) * terms.scale) for i, x in enumerate(self.state)])
+        h, state = self._lengths, enumerate(self.state)
+        return tuple([terms.of(self.slopes, i) * h.over(i, x) for i, x in state]), terms.scale
 
-    def finish(self, moves: Tensor | None, inside: Pairs | None, ends: int | Pairs | None, asked: Tensor) -> Step:
+    def finish(self, moves: Numbers | None, inside: Pairs | None, asked: Tensor) -> Step:
         """The step as its caller sees it: whoever does not move stays. ``asked``: times by member."""
-        state = self.new
-        if moves is not None:
-            state = tuple(torch.where(spread(moves, x), x, y) for x, y in zip(state, self.state, strict=True))
-        outputs: tuple[tuple[int | Pairs, State], ...] = ()
-        if inside is not None:
-            outputs = ((inside, self._interpolate(inside, asked)),)
-        if isinstance(ends, int):
-            values = state
-            if moves is not None:
-                values = tuple(torch.where(spread(moves, x), x, torch.nan) for x in state)
-            outputs = (*outputs, (ends, values))
-        elif ends is not None:
-            values = tuple(x[ends[1]] for x in state)
-            if moves is not None:
-                there = moves[ends[1]]
-                values = tuple(torch.where(spread(there, x), x, torch.nan) for x in values)
-            outputs = (*outputs, (ends, values))
+        state = self.new if moves is None else moves.choose(self.new, self.state)
+        outputs = () if inside is None else ((inside, self._interpolate(inside, asked)),)
         return Step(state, outputs, self.leaves)
 
     def _stage(self, i: int) -> State:
@@ -179,28 +190,29 @@ class MemberStep:
             self.leaves = (*self.leaves, times)
         h = self.h[member]
         theta = (times - self.start[member]) / h
-        weights = torch.zeros_like(self.coefficients.dense[0])[:, None]
-        for coefficient in reversed(self.coefficients.dense):
-            weights = (weights + coefficient[:, None]) * theta
+        weights = self.coefficients.dense[-1] * theta
+        for coefficient in reversed(self.coefficients.dense[:-1]):
+            weights = (weights + coefficient) * theta
+        weights = weights * h
         values = []
         for leaf, y in enumerate(self.state):
-            slopes = torch.stack([self.slopes[i][leaf] for i in self.coefficients.used])[:, member]
-            dims = [1] * (y.ndim - 1)
-            real = y.real.dtype
-            scaled = (weights * h).to(real).reshape(*weights.shape[:1], -1, *dims)
-            values.append(y[member] + (scaled * slopes).sum(0))
+            stacked = torch.stack([self.slopes[i][leaf] for i in self.coefficients.used])
+            # quicker, but where it is transposed it adds up in an order of the device's own
+            slopes = stacked[:, member] if stacked.requires_grad else stacked.index_select(1, member)
+            spread_out = spread(weights.to(y.real.dtype).flatten(), slopes.flatten(0, 1)).view(
+                *weights.shape, *slopes.shape[2:]
+            )
+            values.append(self._base_state[leaf][member] + (spread_out * slopes).sum(0))
         return tuple(values)
 
     def _moved(self, terms: Terms) -> State:
         """y + h sum_i w_i k_i."""
-        return tuple([self._along(y, terms.of(self.slopes, i), terms.scale) for i, y in enumerate(self._base_state)])
-
-    def _along(self, y: Tensor, total: Tensor, scale: float) -> Tensor:
-        h = self._h_for(y)
-        return y + (h * scale) * total if y.is_complex() else torch.addcmul(y, h, total, value=scale)
-
-    def _h_for(self, leaf: Tensor) -> Tensor:
-        key = (leaf.shape, leaf.dtype)
-        if key not in self._spread:
-            self._spread[key] = spread(self.h.to(leaf.real.dtype), leaf)
-        return self._spread[key]
+        slopes, lengths = self.slopes, self._lengths
+        moved = []
+        for i, y in enumerate(self._base_state):
+            total, h = terms.of(slopes, i), lengths.over(i, y)
+            if y.is_complex():
+                moved.append(y + (h * terms.scale) * total)
+            else:
+                moved.append(torch.addcmul(y, h, total, value=terms.scale))
+        return tuple(moved)
