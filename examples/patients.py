@@ -112,8 +112,8 @@ def main(out: Path | str | None = None, quick: bool = False) -> Results:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     draw_patients(left, patients, law, seen)
     foretold = patients.levels(law, patients.times)[1:][known]
-    middle.loglog(foretold, foretold, color=GREY, linewidth=1)
-    middle.loglog(foretold, seen[known].exp(), ".", color=BLUE, markersize=3)
+    middle.plot(foretold, foretold, color=GREY, linewidth=1)
+    middle.plot(foretold, seen[known].exp(), ".", color=BLUE, markersize=3)
     tidy(middle, "Every sample", "by the fitted law, mg/l", "seen, mg/l")
     steps = solved.stats.steps[solved.stats.succeeded].numpy()
     right.hist(steps, bins=range(steps.min(), steps.max() + 2), color=GREEN, align="left")
