@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoint.captured import Captured
+from adjoint.draws import Drawing, refuse_draws
 from adjoint.kept import heard, refuse_used_again
 from adjoint.marks import Marks
 from adjoint.tensors import State, Touched, differentiable, leaves_behind, refuse, refuse_kept
@@ -254,6 +255,15 @@ class AutogradStepper:
 
         A plain run keeps no graph, so that what it leaves for a later call has no gradient any more.
         """
+        if self.captured.suspected:
+            with Drawing() as drawing:
+                step = self._recorded_step(k, leaves)
+            if drawing.drew:
+                refuse_draws(self.program.label)
+            return step
+        return self._recorded_step(k, leaves)
+
+    def _recorded_step(self, k: int, leaves: State) -> Step:
         sampled = self.plain_runs and self.tracking and (heard(k) or k + 1 >= self.frontier)
         if not (sampled or self.arrivals or self.all_heard):
             return _outputs_apart(self.program.step(self.captured.recorded, k, leaves, True))

@@ -37,6 +37,8 @@ class Captured:
         self.alike = True
         """Whether torch takes the same operations with and without grad; if not, plain steps are recorded ones."""
         self.recorded = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.leaves, strict=True)})
+        self.suspected = False
+        """Whether random numbers were drawn in the first sweep, maybe by another thread."""
         self._versions: list[tuple[str, Tensor, int]] = []
         for name, x in self._reach.tensors.values():
             self.watch(name, x)

@@ -12,9 +12,10 @@ from adjoint.autograd import Ambient, AutogradStepper, TooManyTapes
 from adjoint.captured import Captured
 from adjoint.checked import CheckedStepper
 from adjoint.continued import Continuable, describe, opened
+from adjoint.draws import unchanging
 from adjoint.join import Filled, Reversal, Sweep, join
 from adjoint.memories import Memories
-from adjoint.probe import Unmarked, probe, unchanging
+from adjoint.probe import Unmarked, probe
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.staged import staged
 from adjoint.steppers.lockstep import LockstepProgram

@@ -31,7 +31,7 @@ from adjoint.problems import Case, NamedProblem, problem_named
 from adjoint.solve import Solution, solve
 from adjoint.tableaus import METHODS
 from adjoint.tensors import bytes_of
-from revolve import Plan
+from revolve import Online, Plan
 
 RESIDENT = "resident memory of a child process above its warmed-up start"
 TENSORS = "bytes of tensors"
@@ -57,7 +57,7 @@ class Recipe:
 
     @property
     def adaptive(self) -> bool:
-        """Whether the steps are found on the way, by one plain sweep more than the plan has."""
+        """Whether the steps are found on the way."""
         return METHODS[self.options.get("method", self.named.method)].adaptive
 
     def case(self) -> Case:
@@ -240,7 +240,7 @@ class SweepRow:
     slots: int | str
     plan: Plan
     predicted_runs: int
-    """Plain runs by the plan, and those of the sweep that finds the accepted times."""
+    """Plain runs by the plan, and what finding the accepted times takes beside it: one run, or a sweep of its own."""
     counted_runs: int
     seconds: float
     measured_bytes: int | None
@@ -312,7 +312,8 @@ def _row(slots: int | str, result: Differentiated, measured: int, finds_its_step
     solution: Solution = result.solution
     plan = solution.plan
     assert plan is not None
-    predicted = plan.report.plain_runs + (plan.steps if finds_its_steps and slots != "all" else 0)
+    found = 0 if not finds_its_steps or slots == "all" else 1 if isinstance(plan.schedule, Online) else plan.steps
+    predicted = plan.report.plain_runs + found
     return SweepRow(slots, plan, predicted, solution.stats.plain_runs, result.seconds, measured)
 
 

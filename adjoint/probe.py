@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from adjoint.autograd import AutogradStepper, Index, Outputs
 from adjoint.captured import Captured
+from adjoint.draws import unchanging
 from adjoint.marks import Marks
 from adjoint.memory import SHARE, Meter, free_bytes
 from adjoint.problem import Problem
@@ -92,7 +87,8 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     gives other numbers when it is run again.
     """
     program = problem.program
-    with unchanging(state, captured), torch.enable_grad():
+    stepper: AutogradStepper
+    with unchanging(state, captured, lambda: stepper.advance(state, 0, 1)), torch.enable_grad():
         program.begin(problem.function, problem.state)
         stepper = AutogradStepper(program.sample(), captured)
         outputs = stepper.outputs = Nowhere(program.outputs, program.label)
@@ -157,54 +153,6 @@ def _compare(first: State, second: State, captured: Captured) -> None:
                 f"{captured.label} gives other values when it is called again with the same arguments; "
                 f"recomputed steps would differ. It must depend on nothing but its arguments and tensors that stay"
             )
-
-
-@contextmanager
-def unchanging(state: State, captured: Captured) -> Iterator[None]:
-    """Raise if what runs inside draws random numbers; those drawn are given back."""
-    generators = _generators(state, captured)
-    kept = [get() for get, _ in generators]
-    yield
-    drawn = [(restore, old) for (get, restore), old in zip(generators, kept, strict=True) if not _same(get(), old)]
-    for restore, old in drawn:
-        restore(old)
-    if drawn:
-        raise RuntimeError(
-            f"{captured.label} draws random numbers (unless another thread did); recomputed steps would differ. "
-            f"Draw them before the solve and pass them through args= (or as inputs of a scan)"
-        )
-
-
-def _generators(state: State, captured: Captured) -> list[tuple[Callable[[], Any], Callable[[Any], Any]]]:
-    """How to get and set the state of each generator that the function may draw from."""
-    found: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = [
-        (torch.get_rng_state, torch.set_rng_state),
-        (random.getstate, random.setstate),
-        (partial(np.random.get_state, legacy=False), np.random.set_state),
-    ]
-    for device in {x.device for x in state if x.is_cuda}:
-        found.append((partial(torch.cuda.get_rng_state, device), partial(torch.cuda.set_rng_state, device=device)))
-    for held in captured.objects:
-        if isinstance(held, torch.Generator):
-            found.append((held.get_state, held.set_state))
-        elif isinstance(held, np.random.RandomState):
-            found.append((partial(held.get_state, legacy=False), held.set_state))
-        elif isinstance(held, random.Random):
-            found.append((held.getstate, held.setstate))
-        elif isinstance(held, np.random.Generator):
-            bits = held.bit_generator
-            found.append((partial(getattr, bits, "state"), partial(setattr, bits, "state")))
-    return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, dict):
-        return all(_same(a[key], b[key]) for key in a)
-    return bool(a == b)
 
 
 def _count_nodes(results: State) -> int:

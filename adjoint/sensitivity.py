@@ -17,8 +17,9 @@ from torch import Tensor
 
 from adjoint.autograd import Ambient, AutogradStepper, Cotangent
 from adjoint.discrete import only_first, prepare, run_plainly, without_gradient
+from adjoint.draws import unchanging
 from adjoint.join import join
-from adjoint.probe import probe, unchanging
+from adjoint.probe import probe
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.tangents import Directions, Linearisation
 from adjoint.tensors import State, differentiable

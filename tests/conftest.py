@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    sys.path.append(str(config.rootpath))  # for benchmarks; last, so that adjoint and revolve are the installed ones
     if config.getoption("--programs") is not None:
         os.environ["PROGRAMS"] = str(config.getoption("--programs"))
 

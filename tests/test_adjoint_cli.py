@@ -18,7 +18,7 @@ from adjoint.cli import main
 from adjoint.compare import Comparison, Row, reference
 from adjoint.measure import RESIDENT, TENSORS, Recipe, Scales, how_weighed
 from adjoint.problems import PROBLEMS, pelts
-from revolve import extra_steps
+from revolve import Online, extra_steps
 
 Capture = pytest.CaptureFixture[str]
 SMALL = {"gray_scott": 16}
@@ -148,11 +148,11 @@ def test_a_sweep_counts_what_was_predicted_and_ends_with_every_tape_kept(capsys:
     drawn(tmp_path / "sweep.png")
 
 
-def test_a_sweep_over_found_steps_counts_the_sweep_that_finds_them(capsys: Capture) -> None:
+def test_a_sweep_over_found_steps_counts_the_run_that_found_the_last(capsys: Capture) -> None:
     facts = told(capsys, "sweep pendulum --method tsit5 --rtol 1e-3 --atol 1e-3 --slots 3,8")
     assert [row["extra_steps_counted"] for row in facts["rows"]] == [
-        extra_steps(steps=facts["steps"], slots=3) + facts["steps"],
-        extra_steps(steps=facts["steps"], slots=8) + facts["steps"],
+        Online(3).price(facts["steps"]).plain_runs + 1,
+        Online(8).price(facts["steps"]).plain_runs + 1,
         0,
     ]
 

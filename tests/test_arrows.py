@@ -64,6 +64,7 @@ ORDER = {
         "marks",
         "kept",
         "captured",
+        "draws",
         "transforms",
         "autograd",
         "checked",

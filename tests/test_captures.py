@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
+import threading
 from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -1025,6 +1026,21 @@ def test_drawing_random_numbers_is_refused(name: str, start: float, method: str,
     with pytest.raises(RuntimeError, match="draws random numbers.*args="):
         solve(lambda t, y: p * y * (draw(y) if t > start else 1), numbers(3), TIMES, slots=slots, **steps_of(method))
     assert random_states() == before
+
+
+@pytest.mark.parametrize("start", [-1.0, LATE])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_drawing_is_noticed_while_another_thread_may_draw(start: float, slots: int) -> None:
+    p, over = theta(), threading.Event()
+    another = threading.Thread(target=over.wait)
+    another.start()
+    try:
+        with pytest.raises(RuntimeError, match="draws random numbers.*args="):
+            y = solve(lambda t, y: p * y + (0 * torch.rand_like(y) if t > start else 0), numbers(3), TIMES, slots=slots)
+            y.ys.sum().backward()
+    finally:
+        over.set()
+        another.join()
 
 
 def random_states() -> list[Any]:

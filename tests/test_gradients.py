@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import adjoint.discrete
 import adjoint.probe
 from adjoint import CONTROLLERS, GRADIENTS, METHODS, Backsolve, Controller, Discrete, check, solve
-from revolve import Online, Schedule
+from revolve import Mixed, Online, Schedule, Stages
 
 CPU = torch.device("cpu")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -66,11 +66,17 @@ def test_the_gradient_keeps_its_bits_for_more_slots_budgets_and_defaults(method:
         assert_same_bits(gradients(case, **memory, **how), first)
 
 
-@pytest.mark.parametrize("schedule", members(), ids=str)
+def followed() -> list[Schedule]:
+    """Schedules that a solve by the midpoint rule can follow: its last stage is not the end of the step."""
+    return [schedule for schedule in members() if not (isinstance(schedule, Stages) and schedule.last_is_solution)]
+
+
+@pytest.mark.parametrize("schedule", followed(), ids=str)
 def test_the_gradient_keeps_its_bits_under_every_schedule(schedule: Schedule) -> None:
     case, how = PROBLEMS["scalar"](CPU), {"method": "midpoint", "dt": 0.1}
     expected = gradients(case, slots="all", **how)
-    tiers = [adjoint.Device(), adjoint.Host(), adjoint.Files(), adjoint.Host()]
+    one = isinstance(schedule, Mixed | Stages)  # these keep all in the first tier
+    tiers = [adjoint.Device()] if one else [adjoint.Device(), adjoint.Host(), adjoint.Files(), adjoint.Host()]
     assert_same_bits(gradients(case, schedule=schedule, tiers=tiers, **how), expected)
 
 
@@ -365,19 +371,29 @@ def test_nothing_to_differentiate_gives_plain_values(method: str) -> None:
 def test_two_threads_do_not_disturb_each_other(slots: int | str) -> None:
     names = ["network", "vector", "matrix", "nested"]
     alone = {name: gradients(PROBLEMS[name](CPU), slots=slots, method="rk4", dt=0.04) for name in names}
+    cases = {name: PROBLEMS[name](CPU) for name in names}
     together: dict[str, Any] = {}
     barrier = threading.Barrier(len(names))
 
     def work(name: str) -> None:
         torch.set_num_threads(1)
         barrier.wait()
-        together[name] = gradients(PROBLEMS[name](CPU), slots=slots, method="rk4", dt=0.04)
+        together[name] = gradients(cases[name], slots=slots, method="rk4", dt=0.04)
+
+    over = threading.Event()
+
+    def draw() -> None:
+        while not over.wait(0.005):
+            torch.rand(3)
 
     threads = [threading.Thread(target=work, args=(name,)) for name in names]
-    for thread in threads:
+    another = threading.Thread(target=draw)
+    for thread in (another, *threads):
         thread.start()
     for thread in threads:
         thread.join()
+    over.set()
+    another.join()
     for name in names:
         assert_same_bits(together[name], alone[name])
 

@@ -560,16 +560,15 @@ def test_changing_what_was_given_before_the_reverse_sweep_is_noticed(what: str, 
         torch.autograd.grad(final.sum(), p)
 
 
-def test_transforms_are_refused_by_name() -> None:
-    c, x = numbers(3, seed=2), numbers(LENGTH, 3, seed=3)
-    with pytest.raises(NotImplementedError, match="step is differentiated inside a torch.func.*gradient='backprop'"):
-        torch.func.grad(lambda p: scan(lambda c, x: (torch.tanh(c * p + x), None), c, x)[0].sum())(numbers(3))
-    expected = torch.func.grad(
-        lambda p: scan(lambda c, x: (torch.tanh(c * p + x), None), c, x, gradient="backprop")[0].sum()
-    )(numbers(3, seed=1))
-    p = leaf(3, seed=1, on=CPU)
-    final, _ = scan(lambda c, x: (torch.tanh(c * p + x), None), c, x)
-    assert_close(torch.autograd.grad(final.sum(), p), [expected])
+@pytest.mark.parametrize("slots", ["all", 2])
+def test_scan_under_torch_func_equals_backpropagation(slots: int | str) -> None:
+    c, x, p = numbers(3, seed=2), numbers(LENGTH, 3, seed=3), leaf(3, seed=1, on=CPU)
+
+    def loss(p: Tensor, **how: Any) -> Tensor:
+        return scan(lambda c, x: (torch.tanh(c * p + x), None), c, x, **how)[0].sum()
+
+    (expected,) = torch.autograd.grad(loss(p, gradient="backprop"), p)
+    assert_close([torch.func.grad(lambda p: loss(p, slots=slots))(p.detach())], [expected])
 
 
 def test_third_derivatives_are_refused_beside_another_path() -> None:

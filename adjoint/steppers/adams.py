@@ -206,12 +206,11 @@ class AdamsStages(Stages):
         program, k = self.program, self.k
         self.slope = program.slope(self.function, self.times[0], self.state)
         count = program.begin_step(k)
-        if program.on_trial:
-            self.history = [self.slope] * len(self.history)
         if count < LEAST:
             super().run(self.slope)
             return
-        slopes = [self.slope, *self.history[: count - 1]]
+        earlier = [self.slope] * len(self.history) if program.on_trial else self.history
+        slopes = [self.slope, *earlier[: count - 1]]
         change = self._over_step(bashforth(count), slopes)
         if program.method.implicit:
             change = self._corrected(change, moulton(count + 1), slopes)
@@ -226,7 +225,8 @@ class AdamsStages(Stages):
             there = tuple([y + d for y, d in zip(self.state, before, strict=True)])
             own = self._over_step(weights[:1], [program.slope(self.function, self.times[-1], there)])
             change = tuple([x + z for x, z in zip(own, known, strict=True)])
-            if times is None and self._settled(before, change):
+            settled = (times is None or program.on_trial) and self._settled(before, change)  # on trial for its memory
+            if times is None and settled:
                 program.corrected(self.k, i + 1, True)
                 return change
         if times is None:
