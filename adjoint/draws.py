@@ -69,7 +69,8 @@ def unchanging(state: State, captured: Captured, again: Callable[[], Any] | None
 def refuse_draws(label: str) -> NoReturn:
     raise RuntimeError(
         f"{label} draws random numbers (unless another thread did); recomputed steps would differ. "
-        f"Draw them before the solve and pass them through args= (or as inputs of a scan)"
+        f"Draw them before the solve and pass them through args= (or as inputs of a scan; or let "
+        f"scan keep torch's draws with random=True)"
     )
 
 

@@ -2,125 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from adjoint.autograd import Step
 from adjoint.gradients import gradient_named, is_backprop
 from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.progress import Progress, progress_ticker
-from adjoint.tensors import State, Structure, added, check_dense, refuse_writing, versions_of
+from adjoint.recurrence import Layout, ScanProgram
+from adjoint.tensors import Reach, State, Structure, check_dense, map_tree
 from adjoint.tiers import Kind
 from adjoint.transforms import leaves_of_tree, through_transforms, tree_of_leaves
 from revolve import Journal, Schedule
-
-
-class ScanProgram:
-    """The steps carry, output = step(carry, x[k], *args) of a recurrence."""
-
-    label = "step"
-    initial: int | None = None
-    rejected = 0
-
-    def __init__(self, carry: Structure, inputs: Structure, series: State, length: int) -> None:
-        self._carry, self._inputs = carry, inputs
-        self.outputs = length
-        self.evaluations = 0
-        self._output: list[Structure] = []  # found by the first step, and shared with copies of the program
-        self._series = series
-        self.series = tuple(x.detach() for x in series)
-        self._wanted = [i for i, x in enumerate(series) if x.requires_grad]
-        self.inputs = tuple(series[i] for i in self._wanted)
-        self._slices: list[tuple[Tensor, ...]] | None = None
-        self._cotangents: list[Tensor] = []
-
-    @property
-    def done(self) -> bool:
-        return True
-
-    def begin(self, function: Any, state: State) -> None:
-        """Nothing has to be known."""
-
-    def sample(self) -> ScanProgram:
-        return copy.copy(self)
-
-    def on_graph(self) -> ScanProgram:
-        """Slices by one unbind: x[k] in a loop would write a full-size gradient every step."""
-        other = copy.copy(self)
-        other._slices = [x.unbind(0) for x in self._series]
-        return other
-
-    def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
-        f, args = function
-        self.evaluations += 1
-        leaves: tuple[Tensor, ...] = ()
-        if self._slices is not None:
-            x = [slices[k] for slices in self._slices]
-        else:
-            x = [series[k] for series in self.series]
-            if recording:
-                leaves = tuple(x[i].requires_grad_() for i in self._wanted)
-        versions = versions_of((*state, *x))
-        result = f(self._carry.unflatten(state), self._inputs.unflatten(x), *args)
-        if versions_of((*state, *x)) != versions:
-            refuse_writing("step changed its carry or its input")
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError(f"step returned {type(result).__name__}; it must return a pair (carry, output)")
-        carry = self._carry.flatten(result[0], "the carry that step returned")
-        for new, old in zip(carry, state, strict=True):
-            if new.shape != old.shape or new.dtype != old.dtype:
-                raise ValueError(
-                    f"step {k} returned a carry of shape {tuple(new.shape)} and {new.dtype}, "
-                    f"the first one has {tuple(old.shape)} and {old.dtype}"
-                )
-        return Step(carry, self._outputs(k, result[1]), leaves)
-
-    def _outputs(self, k: int, output: Any) -> tuple[tuple[int, State], ...]:
-        if (output is None) != (self._output == []) and k > 0:
-            raise TypeError(f"step {k} returned {'no' if output is None else 'an'} output; every step must, or none")
-        if output is None:
-            return ()
-        if not self._output:
-            self._output.append(Structure.of(output, "the output of step")[0])
-        return ((k, self._output[0].flatten(output, "the output of step")),)
-
-    def unflatten(self, outputs: State) -> Any:
-        """The tree of outputs; None if steps return none."""
-        return self._output[0].unflatten(outputs) if self._output else None
-
-    def begin_reverse(self) -> None:
-        self._cotangents = [torch.zeros_like(x) for x in self.inputs]
-
-    def receive(self, k: int, cotangents: Sequence[Tensor | None]) -> None:
-        for i, g in enumerate(cotangents):
-            if g is not None:
-                self._cotangents[i] = added(self._cotangents[i], k, g[None])
-
-    def input_cotangents(self) -> Sequence[Tensor | None]:
-        cotangents, self._cotangents = self._cotangents, []
-        return cotangents
-
-    def identity(self) -> Any:
-        """What decides the steps, beside the function and the first carry."""
-        return "scan", self.outputs, self.series
-
-    def snapshot(self) -> Any:
-        """What has been added up so far."""
-        return self._cotangents
-
-    def restore(self, snapshot: Any) -> None:
-        self._cotangents = snapshot
-
-    def begin_tangents(self, directions: Sequence[Tensor | None]) -> None:
-        self._directions = directions
-
-    def tangents(self, k: int, leaves: int) -> Sequence[Tensor | None]:
-        return [None if v is None else v[:, k] for v in self._directions]
 
 
 @through_transforms(leaves_of_tree, tree_of_leaves, lambda arguments: is_backprop(arguments["gradient"]))
@@ -130,6 +27,13 @@ def scan(
     inputs: Any,
     *,
     args: tuple[Any, ...] = (),
+    batch_first: bool = False,
+    lengths: Tensor | Sequence[int] | None = None,
+    mask: Tensor | None = None,
+    chunk: int | None = None,
+    parallel: bool = False,
+    random: bool = False,
+    biased_truncation: int | None = None,
     slots: int | str | None = None,
     budget: int | str | None = None,
     tiers: Sequence[Kind] | None = None,
@@ -146,17 +50,45 @@ def scan(
     carries kept (or what fits ``budget`` or ``tiers``, as in :func:`adjoint.solve`); the gradient does not depend on which.
 
     Args:
-        carry: a tree of tensors whose structure, shapes and dtypes step preserves.
-        inputs: a tree of tensors, each of shape (steps, ...).
+        carry: a tree of tensors whose structure, shapes and dtypes step preserves. The last carry of one call may be the
+            first of the next, with its gradient or (detached) without.
+        inputs: a tree of tensors, each of shape (time, batch or whatever, ...); or one PackedSequence, and then the
+            outputs are packed in the same way.
+        batch_first: inputs and outputs are (batch, time, ...). The carry never has a dimension of time.
+        lengths: for each member of the batch, how many rows of the inputs are its own; or ``mask``, True where a row is
+            there, with the two leading dimensions of the inputs. Where a member has no row its carry stays and its
+            output is zero. Every leaf of carry, inputs and outputs needs the batch as a dimension.
+        chunk: so many rows make one step of the schedule, recorded together; ``slots`` then count carries between
+            chunks. Gradients of tensors that step holds are those of other chunks to rounding, not bit for bit.
+        parallel: step takes a chunk at once: x of shape (rows, ...), or (batch, rows, ...) with batch_first, to outputs
+            with as many rows. The last chunk may be shorter.
+        random: step may draw from torch's generators (dropout, say). Their states travel with the carry, 5 KB each,
+            so that a step computed again draws the same numbers; the draws are those of a plain loop.
+        biased_truncation: the gradient through the carry is cut before every row that is a multiple of this (truncated
+            backpropagation through time). What remains is **not** the gradient of the loss: it misses every influence
+            that is older than this many rows. Outputs are unchanged.
         check: compute every step twice and compare bits, as in :func:`adjoint.solve`.
     """
+    packed = inputs if isinstance(inputs, PackedSequence) else None
+    if packed is not None:
+        if lengths is not None or mask is not None:
+            raise ValueError("a PackedSequence has its own lengths; leave lengths= and mask= out")
+        inputs, lengths = pad_packed_sequence(packed, batch_first=batch_first)
     structure, state = Structure.of(carry, "carry")
     input_structure, series = Structure.of(inputs, "inputs")
     check_dense(state, "carry")
     check_dense(series, "inputs")
-    length = _length(series)
     if not isinstance(args, tuple):
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
+    if batch_first:
+        series = _time_first(series)
+    length = _length(series)
+    whole, window = _whole("chunk", chunk), _whole("biased_truncation", biased_truncation)
+    if parallel:
+        _check_parallel(whole, window, lengths is not None or mask is not None)
+    there = _mask(lengths, mask, series, state, length, batch_first)
+    generators = _generators(step, args, (*state, *series)) if random else ()
+    layout = Layout(length, whole, parallel, batch_first, window, there, generators)
     check_memory(slots, budget, tiers, schedule)
     memory: dict[str, Any] = {
         "slots": slots,
@@ -166,12 +98,49 @@ def scan(
         "journal": journal,
         "check": check,
     }
-    program = ScanProgram(structure, input_structure, series, length)
-    with progress_ticker(progress, length) as tick:
-        problem = Problem(program, (step, args), state, length, **memory, wants_final=True, tick=tick)
+    program = ScanProgram(structure, input_structure, series, layout)
+    first = (*state, *(g.get_state() for g in generators))
+    with progress_ticker(progress, layout.steps) as tick:
+        problem = Problem(program, (step, args), first, layout.steps, **memory, wants_final=True, tick=tick)
         outcome = gradient_named(gradient)(problem)
     assert outcome.final is not None
-    return structure.unflatten(outcome.final), program.unflatten(tuple(outcome.outputs))
+    for generator, left in zip(generators, outcome.final[len(state) :], strict=True):
+        generator.set_state(left)
+    outputs = program.unflatten(tuple(outcome.outputs))
+    if packed is not None:
+        outputs = map_tree(lambda y: _packed_like(packed, y, lengths, batch_first), outputs)
+    return structure.unflatten(outcome.final[: len(state)]), outputs
+
+
+def _whole(name: str, number: int | None) -> int | None:
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name}={number!r} is not a number of rows; give a positive integer")
+    if number < 1:
+        raise ValueError(f"{name}={number} is not a number of rows; give at least 1")
+    return number
+
+
+def _check_parallel(chunk: int | None, window: int | None, masked: bool) -> None:
+    if chunk is None:
+        raise ValueError("parallel=True hands chunks to step; say how long with chunk=, such as chunk=256")
+    if masked:
+        raise ValueError(
+            "parallel=True hands whole chunks to step, which alone knows what a missing row means; "
+            "give it the mask as one of the inputs"
+        )
+    if window is not None and window % chunk:
+        raise ValueError(f"biased_truncation={window} cuts inside of a chunk={chunk}; give a multiple of the chunk")
+
+
+def _time_first(series: State) -> State:
+    for x in series:
+        if x.ndim < 2:
+            raise ValueError(
+                f"inputs holds a tensor of shape {tuple(x.shape)}; with batch_first=True each is (batch, time, ...)"
+            )
+    return tuple(x.transpose(0, 1) for x in series)
 
 
 def _length(series: State) -> int:
@@ -185,3 +154,49 @@ def _length(series: State) -> int:
     if length == 0:
         raise ValueError("inputs have length 0; give at least one step")
     return length
+
+
+def _mask(lengths: Any, mask: Tensor | None, series: State, state: State, length: int, first: bool) -> Tensor | None:
+    """(time, batch): where there are rows; None: everywhere."""
+    if lengths is None and mask is None:
+        return None
+    if lengths is not None and mask is not None:
+        raise ValueError("lengths= and mask= were both given; one of them says which rows there are")
+    if series[0].ndim < 2:
+        raise ValueError(
+            f"inputs of shape {tuple(series[0].shape)} have no dimension of a batch; {'lengths' if mask is None else 'mask'}="
+            f" needs one"
+        )
+    device, batch = series[0].device, series[0].shape[1]
+    for x in (*state, *(s[0] for s in series)):
+        if x.ndim == 0 or len(x) != batch:
+            raise ValueError(
+                f"a leaf of carry or inputs has the shape {tuple(x.shape)} at one time; with lengths= or mask= each begins "
+                f"with the batch, {batch}"
+            )
+    if mask is not None:
+        expected = (batch, length) if first else (length, batch)
+        if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+            raise ValueError(
+                f"mask has the shape {tuple(mask.shape)} and {mask.dtype}; give {expected} and torch.bool, as the inputs"
+            )
+        return (mask.T if first else mask).to(device)
+    own = torch.as_tensor(lengths, device=device)
+    if own.shape != (batch,) or own.is_floating_point() or bool(((own < 0) | (own > length)).any()):
+        raise ValueError(f"lengths={lengths} must be {batch} integers between 0 and {length}, one for each member")
+    return torch.arange(length, device=device)[:, None] < own
+
+
+def _generators(step: Any, args: Any, tensors: State) -> tuple[torch.Generator, ...]:
+    """Torch's own for the devices in use, and those that step holds."""
+    found = [torch.default_generator]
+    for device in sorted({x.device.index or 0 for x in tensors if x.is_cuda}):
+        torch.cuda.init()
+        found.append(torch.cuda.default_generators[device])
+    held = (x for x in Reach((step, args), "step").objects if isinstance(x, torch.Generator))
+    return (*found, *(g for g in held if all(g is not other for other in found)))
+
+
+def _packed_like(packed: PackedSequence, y: Tensor, lengths: Any, batch_first: bool) -> PackedSequence:
+    sorted_already = packed.sorted_indices is None
+    return pack_padded_sequence(y, lengths, batch_first=batch_first, enforce_sorted=sorted_already)

@@ -98,6 +98,7 @@ ORDER = {
         "options",
         "call",
         "odeint",
+        "recurrence",
         "scan",
         "check",
         "newton",
