@@ -33,6 +33,7 @@ from revolve.chains import Differing, weigh
 from revolve.codecs import Cast
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.files import StoreError
+from revolve.graphs import Network, Node, plan_graph
 from revolve.hierarchy import HRevolve, Tier
 from revolve.journal import Journal
 from revolve.mixed import Mixed, Stages
@@ -43,6 +44,7 @@ from revolve.referee import VerificationError, verify
 from revolve.run import Run, Stepper
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
 from revolve.selected import Bisection, Selected
+from revolve.sizes import Parts
 from revolve.stores import CheckpointStore, Disk, Memory
 
 __all__ = [
@@ -65,8 +67,11 @@ __all__ = [
     "Memory",
     "Mixed",
     "Multistage",
+    "Network",
+    "Node",
     "Online",
     "OpenPlan",
+    "Parts",
     "Periodic",
     "PeriodicDisk",
     "Plan",
@@ -102,6 +107,7 @@ __all__ = [
     "optimal_splits",
     "parse_bytes",
     "plan",
+    "plan_graph",
     "repetitions",
     "sweep",
     "uniform_sweep",

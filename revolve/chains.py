@@ -13,17 +13,20 @@ Each line has its peak test: a run needs ``running`` bytes besides what is kept,
 always where sizes differ. Costs (1, 5, 20, 20, 1, 5), states (3, 1, 5, 8, 1, 5), budget 8: 74 plain against 73, which
 ``exact=True`` finds by a search.
 
+Where states have parts in common (the live values at the cuts of a graph), a part is kept once: a_k becomes what x_k
+has and the state kept below it has not, a(k | i), and a run needs what it works on besides x_i.
+
 Source: Beaumont, Eyraud-Dubois, Herrmann, Joly & Shilova (2019), arXiv:1911.13214 (rotor); there x_i stays while the
 tape of step i is held.
 """
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import takewhile
-from math import gcd
 from typing import NamedTuple
 
 import numpy as np
@@ -48,8 +51,11 @@ from revolve.hierarchy import with_given
 from revolve.pieces import Piece, walk
 from revolve.schedules import Segment, close_gaps, regenerate
 from revolve.search import cheapest
+from revolve.sizes import ALONE, Parts, Sizes, in_units, least_memory, unit_for
 
 LONGEST_SEARCH = 10
+NEVER = 2**60
+"""The size of a tape that is not to be kept."""
 SMALL = 20_000_000
 """Tables of up to so many numbers are in double precision; larger ones in single, where ties may break otherwise."""
 
@@ -62,6 +68,9 @@ class Differing:
     and ``recording``: bytes needed besides what is kept while a step runs plainly, and while it is recorded and
     reversed; nothing by default. Sizes are rounded up to ``units`` parts of the budget, unless they share a unit that
     large. ``exact``: search every sequence of moves, for chains of at most 10 steps.
+
+    ``parts``, in place of ``states``: of which parts each state is made, and the size of each part. What two kept states
+    have in common is kept once, and what a run works on counts beside ``running``.
     """
 
     costs: tuple[float, ...]
@@ -72,9 +81,15 @@ class Differing:
     recording: tuple[int, ...] | None = None
     units: int = 500
     exact: bool = False
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "costs", tuple(map(float, self.costs)))
+        if self.parts is not None:
+            self.parts.check()
+            if self.exact:
+                raise ValueError("exact=True searches states that have nothing in common; leave it out, or parts=")
+            object.__setattr__(self, "states", tuple(map(self.parts.size, range(len(self.parts.states)))))
         object.__setattr__(self, "budget", binomial.whole("budget", self.budget))
         object.__setattr__(self, "units", binomial.whole("units", self.units, least=1))
         if not self.costs or not all(cost >= 0 for cost in self.costs):
@@ -100,7 +115,7 @@ class Differing:
         if self.exact:
             actions: Iterator[Action] = iter(_search(self, steps))
         else:
-            actions = walk((_Part(_tables(self), 0, steps, _sizes(self).budget, None),))
+            actions = walk((_Part(_tables(self), 0, steps, _sizes(self).budget, None, ALONE),))
         return takewhile(lambda action: not isinstance(action, Reverse), actions)
 
     def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
@@ -120,15 +135,17 @@ class Differing:
 
         def reverse(segment: Segment) -> Iterable[Action | Piece] | None:
             start, stop, tier, _ = segment
-            below = sum(sizes.states[step] for step, _ in needed if step < start)
+            steps_below = sorted(step for step, _ in needed if step < start)
+            nearest = steps_below[-1] if steps_below else ALONE
+            below = sum(map(sizes.state, steps_below, [ALONE, *steps_below]))
             below += sum(sum(sizes.tapes[begin : min(end, start)]) for begin, end in saved.tapes if begin < start)
             room = sizes.budget - below
             if tier is None:
-                found = room >= 0 and np.isfinite(tables.open[stop - 1][start, room])
-                return (_Part(tables, start, stop, room, None),) if found else None
-            room -= sizes.states[start]
+                found = room >= 0 and np.isfinite(tables.begun(start, stop - 1, nearest)[room])
+                return (_Part(tables, start, stop, room, None, nearest),) if found else None
+            room -= sizes.state(start, nearest)
             if room >= 0 and np.isfinite(tables.kept[start][stop - 1 - start, room]):
-                return (_Part(tables, start, stop, room, tier),)
+                return (_Part(tables, start, stop, room, tier, nearest),)
             return *regenerate(segment), *((Drop(start, tier),) if tier != GIVEN else ())
 
         return walk(close_gaps(steps, saved, reverse, drops=True))
@@ -156,18 +173,18 @@ class Differing:
     def smallest(self, steps: int) -> int:
         """The least budget that works, in the units that it is counted in."""
         steps = self._checked(steps)
-        budget, least = 0, _least_memory(self, steps)
+        budget, least = 0, least_memory(_in_units(self, 1), steps)
         while least > budget:
             budget = least
             chain = replace(self, budget=budget)
             unit = _unit(chain)
-            least = _least_memory(_in_units(chain, unit), steps) * unit
+            least = least_memory(_in_units(chain, unit), steps) * unit
         return budget
 
     def peak(self, steps: int) -> int:
         """The most bytes at one moment."""
         sizes = self.tapes, self.running, self.recording
-        return weigh(both_sweeps(self, self._checked(steps)), self.costs, self.states, *sizes)[1]
+        return weigh(both_sweeps(self, self._checked(steps)), self.costs, self.states, *sizes, self.parts)[1]
 
     def price(self, steps: int) -> Report:
         steps = self._checked(steps)
@@ -181,90 +198,72 @@ def weigh(
     tapes: Sequence[int] | None = None,
     running: Sequence[int] | None = None,
     recording: Sequence[int] | None = None,
+    parts: Parts | None = None,
 ) -> tuple[float, int]:
     """The cost of all runs of a whole plan, and the peak of its kept states and tapes and what its runs need."""
     zeros = (0,) * len(costs)
-    tapes, running, recording = tapes or zeros, running or zeros, recording or zeros
-    total, kept, peak, actions = 0.0, 0, 0, list(actions)
+    sizes = in_units(1, 0, (states, tapes or zeros, running or zeros, recording or zeros), parts)
+    total, taped, peak, actions = 0.0, 0, 0, list(actions)
     at_once: set[int] = set()
+    kept: list[int] = []
     for action, following in zip(actions, [*actions[1:], None], strict=True):
-        now = 0
+        now = later = 0
         match action:
             case Advance(start, stop):
                 total += sum(costs[start:stop])
-                now = max(running[start:stop])
+                now = max(sizes.run(step, _nearest(kept, step)) for step in range(start, stop))
             case Record(start, stop):
                 total += sum(costs[start:stop])
                 if following == Reverse(start, stop):
                     at_once.add(start)
-                    now = max(recording[start:stop])
+                    now = max(sizes.recording[start:stop])
                 else:
-                    now = max(running[start:stop])
-                    peak = max(peak, kept + now)
-                    now = 0
-                    kept += sum(tapes[start:stop])
+                    now = max(sizes.run(step, _nearest(kept, step)) for step in range(start, stop))
+                    later = sum(sizes.tapes[start:stop])
             case Reverse(start, stop) if start not in at_once:
-                peak = max(peak, kept)
-                kept -= sum(tapes[start:stop])
-                now = max(recording[start:stop])
+                peak = max(peak, taped + _kept(kept, sizes))
+                taped -= sum(sizes.tapes[start:stop])
+                now = max(sizes.recording[start:stop])
             case Save(step):
-                kept += states[step]
+                insort(kept, step)
             case Drop(step):
-                kept -= states[step]
-        peak = max(peak, kept + now)
+                kept.remove(step)
+        peak = max(peak, taped + now + _kept(kept, sizes))
+        taped += later
     return total, peak
 
 
-class _Sizes(NamedTuple):
-    """All sizes in units of memory."""
+def _kept(kept: Sequence[int], sizes: Sizes) -> int:
+    return sum(map(sizes.state, kept, [ALONE, *kept]))
 
-    budget: int
-    states: tuple[int, ...]
-    tapes: tuple[int, ...]
-    running: tuple[int, ...]
-    recording: tuple[int, ...]
+
+def _nearest(kept: Sequence[int], step: int) -> int:
+    """The kept state that has most in common with this one."""
+    return max((k for k in kept if k <= step), default=ALONE)
 
 
 @lru_cache(maxsize=8)
-def _sizes(chain: Differing) -> _Sizes:
+def _sizes(chain: Differing) -> Sizes:
     return _in_units(chain, _unit(chain))
 
 
 def _unit(chain: Differing) -> int:
-    """The largest unit that all sizes share; if the budget has too many of those, one that it has few enough of."""
-    sizes = (chain.states, chain.tapes or (), chain.running or (), chain.recording or ())
-    unit = reduce(gcd, (size for column in sizes for size in column), 0) or max(1, chain.budget)
-    return unit if chain.budget // unit <= chain.units else -(-chain.budget // chain.units)
+    columns = (chain.states, chain.tapes or (), chain.running or (), chain.recording or ())
+    parts = chain.parts.sizes if chain.parts is not None else ()
+    return unit_for(chain.budget, chain.units, (*columns, parts))
 
 
-def _in_units(chain: Differing, unit: int) -> _Sizes:
-    zeros, never = (0,) * len(chain.costs), (chain.budget + unit,) * len(chain.costs)
+def _in_units(chain: Differing, unit: int) -> Sizes:
+    zeros, never = (0,) * len(chain.costs), (NEVER,) * len(chain.costs)
     columns = (chain.states, chain.tapes or never, chain.running or zeros, chain.recording or zeros)
-    return _Sizes(chain.budget // unit, *(tuple(-(-size // unit) for size in sizes) for sizes in columns))
-
-
-def _least_memory(chain: Differing | _Sizes, steps: int) -> int:
-    """The recursions of B and C for the peak instead of the cost."""
-    zeros = (0,) * steps
-    running, recording = chain.running or zeros, chain.recording or zeros
-    never = np.iinfo(np.int64).max // 4
-    open_, kept = np.zeros((2, steps, steps), dtype=np.int64)
-    for i in reversed(range(steps)):
-        own, busy = chain.states[i], np.maximum.accumulate(running[i:steps])
-        tape = chain.tapes[i] if chain.tapes else never
-        open_[i, i], kept[i, i] = recording[i], max(0, recording[i] - own)
-        for j in range(i + 1, steps):
-            above = np.maximum(open_[i + 1 : j + 1, j], np.maximum(kept[i, i:j], busy[: j - i]))
-            taped = max(recording[i], running[i], tape + int(open_[i + 1, j]))
-            kept[i, j] = min(int(above.min()), max(0, taped - own))
-            open_[i, j] = min(own + int(kept[i, j]), taped)
-    return int(open_[0, steps - 1])
+    return in_units(unit, chain.budget, columns, chain.parts)
 
 
 class _Part(NamedTuple):
     """The steps start .. stop-1, to be reversed from the working state in ``room`` units besides x_start's own.
 
     ``tier``: where x_start is kept, to be dropped here; None if it is not kept, and the room is all there is.
+    ``below``: the kept state with which x_start has most in common.
     """
 
     tables: _Tables
@@ -272,63 +271,86 @@ class _Part(NamedTuple):
     stop: int
     room: int
     tier: int | None
+    below: int
 
     @property
     def kind(self) -> Hashable:
         return None
 
     def parts(self) -> tuple[Action | Piece, ...]:
-        tables, start, stop, room, tier = self
+        tables, start, stop, room, tier, below = self
         drop = (Drop(start, tier),) if tier is not None and tier != GIVEN else ()
         if stop - start == 1:
             return *drop, Record(start, stop), Reverse(start, stop)
-        all_room = room + (0 if tier is None else tables.sizes.states[start])
+        all_room = room + (0 if tier is None else tables.sizes.least(start))
         if tier is None:
-            own = tables.sizes.states[start]
+            own = tables.sizes.state(start, below)
             kept = tables.kept[start][stop - 1 - start, room - own] if room >= own else np.inf
             if tables.taped(start, stop - 1, room) > kept:
-                return Save(start), _Part(tables, start, stop, room - own, 0)
+                return Save(start), _Part(tables, start, stop, room - own, 0, below)
         else:
             middle = tables.split(start, stop - 1, room)
             if middle:
-                upper, lower = _Part(tables, middle, stop, room, None), _Part(tables, start, middle, room, tier)
+                upper = _Part(tables, middle, stop, room, None, start)
+                lower = _Part(tables, start, middle, room, tier, below)
                 return Advance(start, middle), upper, Load(start, tier), lower
-        upper = _Part(tables, start + 1, stop, all_room - tables.sizes.tapes[start], None)
+        upper = _Part(tables, start + 1, stop, all_room - tables.sizes.tapes[start], None, ALONE)
         return *drop, Record(start, start + 1), upper, Reverse(start, start + 1)
 
 
 class _Tables:
-    """B as open[j][i, m] and C as kept[i][j-i, m]."""
+    """B as open[j][i, m], C as kept[i][j-i, m]; T as tapes[i][j-i, m] where states have parts in common."""
 
-    def __init__(self, costs: Sequence[float], sizes: _Sizes) -> None:
+    def __init__(self, costs: Sequence[float], sizes: Sizes) -> None:
         steps, width = len(costs), sizes.budget + 1
         kind = np.float64 if steps * steps * width <= SMALL else np.float32
         self.costs, self.sizes, self.width = np.array(costs), sizes, width
         self.below = np.concatenate([[0.0], np.cumsum(costs)])
         self.open = [np.full((j + 1, width), np.inf, dtype=kind) for j in range(steps)]
         self.kept = [np.full((steps - i, width), np.inf, dtype=kind) for i in range(steps)]
+        shared = sizes.apart is not None
+        self.tapes = [np.full((steps - i, width), np.inf, dtype=kind) for i in range(steps)] if shared else []
         self._sums = np.empty((max(1, 65536 // width), width), dtype=kind)
         for i in reversed(range(steps)):
             self._row(i)
 
     def _row(self, i: int) -> None:
         """B(i, j, .) and C(i, j, .) for every j."""
-        steps, own, kept = len(self.costs), self.sizes.states[i], self.kept[i]
+        steps, sizes, kept = len(self.costs), self.sizes, self.kept[i]
         lower = np.full_like(kept, np.inf)  # f_i + .. + f_{k-1} + C(i, k-1, m), by k - i - 1
-        running = np.maximum.accumulate(self.sizes.running[i:]).tolist()
+        running = np.maximum.accumulate([sizes.run(s, i) for s in range(i, steps)]).tolist()
         rest = (self.below[i + 1 :] - self.below[i]).tolist()
-        recording, left = self.sizes.recording[i], self.width - own
-        kept[0, max(0, recording - own) :] = self.costs[i]
+        recording, freed = sizes.recording[i], sizes.least(i)
+        kept[0, max(0, recording - freed) :] = self.costs[i]
         self.open[i][i, recording:] = self.costs[i]
         for j in range(i, steps):
             here = kept[j - i]
             if j > i:
-                self._least_pair(lower[: j - i], self.open[j][i + 1 : j + 1], here)
+                self._least_pair(lower[: j - i], self._starts(i, j), here)
                 taped = self._taped(i, j, self.open[j][i])
-                if left > 0:
-                    np.minimum(here[:left], taped[own:], out=here[:left])
-                    np.minimum(taped[own:], here[:left], out=taped[own:])
+                if self.tapes:
+                    self.tapes[i][j - i] = taped
+                if freed < self.width:
+                    np.minimum(here[: self.width - freed], taped[freed:], out=here[: self.width - freed])
+                own = sizes.states[i]
+                if own < self.width:
+                    np.minimum(taped[own:], here[: self.width - own], out=taped[own:])
             np.add(here[running[j - i] :], rest[j - i], out=lower[j - i, running[j - i] :])
+
+    def _starts(self, i: int, j: int) -> np.ndarray:
+        """B(k, j, .) for each k from i+1 to j, while x_i is kept."""
+        if not self.tapes:
+            return self.open[j][i + 1 : j + 1]
+        return np.array([self.begun(k, j, i) for k in range(i + 1, j + 1)])
+
+    def begun(self, k: int, j: int, below: int) -> np.ndarray:
+        """B(k, j, .) while the state at ``below`` is kept."""
+        if not self.tapes or below == ALONE or k == j:
+            return self.open[j][k]
+        found, own = self.tapes[k][j - k].copy(), self.sizes.state(k, below)
+        if own < self.width:
+            np.minimum(found[own:], self.kept[k][j - k, : self.width - own], out=found[own:])
+        return found
 
     def _least_pair(self, first: np.ndarray, second: np.ndarray, out: np.ndarray) -> None:
         """The least sum in each column; a few rows at a time, so that they stay in the cache."""
@@ -341,7 +363,7 @@ class _Tables:
     def _taped(self, i: int, j: int, out: np.ndarray) -> np.ndarray:
         """T(i, j, .)"""
         tape = self.sizes.tapes[i]
-        first = max(self.sizes.recording[i], self.sizes.running[i], tape)
+        first = max(self.sizes.recording[i], self.sizes.run(i), tape)
         if first < self.width:
             np.add(self.open[j][i + 1, first - tape : self.width - tape], self.costs[i], out=out[first:])
         return out
@@ -352,10 +374,10 @@ class _Tables:
     def split(self, i: int, j: int, room: int) -> int:
         """The k up to which to run before the next state may be kept; 0: keep the tape of step i."""
         k = np.arange(i + 1, j + 1)
-        costs = self.below[k] - self.below[i] + self.kept[i][: j - i, room] + self.open[j][i + 1 : j + 1, room]
-        costs[np.maximum.accumulate(self.sizes.running[i:j]) > room] = np.inf
+        costs = self.below[k] - self.below[i] + self.kept[i][: j - i, room] + self._starts(i, j)[:, room]
+        costs[np.maximum.accumulate([self.sizes.run(s, i) for s in range(i, j)]) > room] = np.inf
         best = int(costs.argmin())
-        taped = self.taped(i, j, min(room + self.sizes.states[i], self.width - 1))
+        taped = self.taped(i, j, min(room + self.sizes.least(i), self.width - 1))
         return 0 if taped < costs[best] else i + 1 + best
 
 

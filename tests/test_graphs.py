@@ -1,0 +1,297 @@
+"""Networks with skips: every plan is carried out value by value, and no plan beats a search of every sequence of moves."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revolve import (
+    GIVEN,
+    Advance,
+    BudgetError,
+    Drop,
+    Load,
+    Network,
+    Node,
+    Parts,
+    Plan,
+    Record,
+    Reverse,
+    Save,
+    decode,
+    plan_graph,
+    verify,
+)
+from revolve.chains import Differing
+
+
+@st.composite
+def networks(draw: st.DrawFn, longest: int = 6) -> Network:
+    """A path with skips: each node uses the one before it and perhaps earlier ones, or the input."""
+    count = draw(st.integers(1, longest))
+    nodes = []
+    for k in range(count):
+        earlier = ["x", *(f"n{i}" for i in range(k - 1))]
+        skips = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True)) if k else []
+        first = f"n{k - 1}" if k else "x"
+        tape = draw(st.integers(0, 8))
+        nodes.append(
+            Node(
+                f"n{k}",
+                (first, *skips),
+                cost=draw(st.integers(1, 9)),
+                bytes=draw(st.integers(1, 6)),
+                tape_bytes=tape,
+                running=draw(st.integers(0, 3)),
+                recording=tape + draw(st.integers(0, 3)),
+            )
+        )
+    return Network(nodes)
+
+
+def carried_out(network: Network, plan: Plan) -> tuple[float, int]:
+    """Cost and peak of a plan, followed value by value: what a run uses must be there, what is kept counts once."""
+    nodes, live = network.nodes, network.live
+    cost, peak, stop = 0.0, 0, len(nodes)
+    working: set[int] | None = set()
+    kept: dict[int, set[int]] = {}
+    tapes: set[int] = set()
+
+    def held(*values: set[int]) -> int:
+        return sum(nodes[v].bytes for v in set().union(*kept.values(), *values)) + sum(
+            nodes[k].tape_bytes for k in tapes
+        )
+
+    actions = list(decode(plan.array()))
+    for action, after in zip(actions, [*actions[1:], None], strict=True):
+        match action:
+            case Advance(start, end) | Record(start, end) if after != Reverse(start, end) or end - start > 1:
+                for k in range(start, end):
+                    assert working is not None
+                    assert {network.place[name] for name in nodes[k].dependencies if name in network.place} <= working
+                    cost += nodes[k].cost
+                    if not (isinstance(action, Record) and k == stop - 1):
+                        peak = max(peak, held(working, {k}) + nodes[k].running)
+                    if isinstance(action, Record):
+                        tapes.add(k)
+                    working = {v for v in working | {k} if v in live[k + 1]}
+            case Record(start, end):
+                assert working is not None
+                assert {network.place[name] for name in nodes[start].dependencies if name in network.place} <= working
+                cost += nodes[start].cost
+                tapes.add(start)
+                working = None
+            case Reverse(start, end):
+                working = None
+                for k in reversed(range(start, end)):
+                    assert k == stop - 1 and k in tapes
+                    tapes.remove(k)
+                    peak = max(peak, held() + max(nodes[k].recording, nodes[k].tape_bytes) + network.crossing(k))
+                    stop = k
+            case Save(step):
+                assert working is not None and working == live[step]
+                kept[step] = set(live[step])
+            case Load(step, tier):
+                working = set() if tier == GIVEN else set(kept[step])
+            case Drop(step):
+                del kept[step]
+        peak = max(peak, held())
+    assert stop == 0
+    return cost, peak
+
+
+@settings(max_examples=80, deadline=None)
+@given(networks(), st.integers(0, 12))
+def test_a_plan_carried_out_value_by_value_stays_within_its_own_prediction_and_the_budget(
+    network: Network, more: int
+) -> None:
+    smallest = refused(network)
+    plan = plan_graph(network, smallest + more)
+    cost, peak = carried_out(network, plan)
+    assert peak <= plan.bytes <= smallest + more
+    assert cost == sum(node.cost * network.runs(plan)[node.name] for node in network.nodes)
+    if isinstance(plan.schedule, Differing):
+        assert cost == plan.schedule.cost(plan.steps)
+    else:
+        assert cost == sum(node.cost for node in network.nodes)
+    verify(plan.schedule, plan.steps)
+
+
+def refused(network: Network) -> int:
+    """The smallest budget that works, as the refusal of a smaller one says."""
+    smallest = network.chain(0).smallest(len(network.nodes))
+    if smallest:
+        with pytest.raises(BudgetError, match=f"give at least {smallest} bytes") as error:
+            plan_graph(network, smallest - 1)
+        assert error.value.smallest == smallest
+    return smallest
+
+
+class Machine(NamedTuple):
+    stop: int
+    kept: frozenset[int]
+    """Kept outputs, one by one: a search is not bound to whole states."""
+    taped: frozenset[int]
+    working: frozenset[int] | None
+    at: int
+
+
+def least(network: Network, budget: int) -> float:
+    """Dijkstra's search over every sequence of moves, each output kept or let go for itself."""
+    nodes = network.nodes
+    start = Machine(len(nodes), frozenset(), frozenset(), frozenset(), 0)
+    best, queue, pushed = {start: 0.0}, [(0.0, 0, start)], 0
+    while queue:
+        spent, _, machine = heapq.heappop(queue)
+        if machine.stop == 0:
+            return spent
+        if spent > best[machine]:
+            continue
+        for cost, reached in moves(network, machine, budget):
+            if spent + cost < best.get(reached, float("inf")):
+                best[reached], pushed = spent + cost, pushed + 1
+                heapq.heappush(queue, (spent + cost, pushed, reached))
+    return float("inf")
+
+
+def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[float, Machine]]:
+    nodes, live = network.nodes, network.live
+    stop, kept, taped, working, at = machine
+    held = sum(nodes[k].tape_bytes for k in taped)
+
+    def size(values: Sequence[int] | frozenset[int]) -> int:
+        return sum(nodes[v].bytes for v in values)
+
+    for v in kept:
+        yield 0.0, machine._replace(kept=kept - {v})
+    for k in range(stop):
+        if live[k] <= kept and (k, live[k]) != (at, working):
+            yield 0.0, machine._replace(working=live[k], at=k)
+    if stop - 1 in taped:
+        k = stop - 1
+        if held - nodes[k].tape_bytes + need(network, k) + size(kept) <= budget:
+            yield 0.0, Machine(k, kept, taped - {k}, None, -1)
+    if working is None or at >= stop:
+        return
+    node = nodes[at]
+    for v in working - kept:
+        if held + size(kept | {v}) <= budget:
+            yield 0.0, machine._replace(kept=kept | {v})
+    if at == stop - 1:
+        if held + size(kept) + need(network, at) <= budget:
+            yield node.cost, Machine(at, kept, taped, None, -1)
+        return
+    if held + size(kept | working | {at}) + node.running <= budget:
+        following = live[at + 1]
+        yield node.cost, machine._replace(working=following, at=at + 1)
+        if at not in taped and held + node.tape_bytes + size(kept) <= budget:
+            yield node.cost, Machine(stop, kept, taped | {at}, following, at + 1)
+
+
+def need(network: Network, k: int) -> int:
+    return max(network.nodes[k].recording, network.nodes[k].tape_bytes) + network.crossing(k)
+
+
+def test_no_plan_beats_a_search_over_single_outputs_and_nearly_all_meet_it() -> None:
+    """A plan keeps whole states to the end; a search may keep any output for any time."""
+    draw = random.Random(5)
+    dearer = 0
+    for _ in range(60):
+        count = draw.randint(2, 5)
+        nodes = []
+        for k in range(count):
+            skips = [f"n{i}" for i in range(k - 1) if draw.random() < 0.4]
+            tape = draw.randint(1, 8)
+            sizes = (draw.randint(1, 9), draw.randint(1, 6), tape, 0, tape + draw.randint(0, 2))
+            nodes.append(Node(f"n{k}", (f"n{k - 1}" if k else "x", *skips), *sizes))
+        network = Network(nodes)
+        budget = refused(network) + draw.randint(0, 6)
+        found, best = carried_out(network, plan_graph(network, budget))[0], least(network, budget)
+        assert best <= found
+        dearer += best < found
+    assert dearer <= 5
+
+
+def u_net(depth: int) -> list[Node]:
+    """Encoder, bottom and decoder: each level halves the cost and the bytes."""
+    down = [Node(f"down{k}", (f"down{k - 1}" if k else "x",), 8, 64 >> k, 128 >> k) for k in range(depth)]
+    nodes = [*down, Node("bottom", (f"down{depth - 1}",), 8, 64 >> depth, 128 >> depth)]
+    below = "bottom"
+    for k in reversed(range(depth)):
+        nodes.append(Node(f"up{k}", (below, f"down{k}"), 8, 64 >> k, 128 >> k))
+        below = f"up{k}"
+    return nodes
+
+
+def test_a_skip_is_in_every_state_that_it_crosses_and_is_kept_once() -> None:
+    network = Network(u_net(3))
+    assert [sorted(network.nodes[k].name for k in live) for live in network.live[3:6]] == [
+        ["down0", "down1", "down2"],
+        ["bottom", "down0", "down1", "down2"],
+        ["down0", "down1", "up2"],
+    ]
+    chain = network.chain(10**6)
+    assert chain.parts is not None
+    assert chain.parts.apart(4, 3) == network.nodes[3].bytes
+    assert chain.states[4] == 64 + 32 + 16 + 8
+
+
+def test_a_large_budget_runs_nothing_twice_and_a_smaller_one_never_less() -> None:
+    network = Network(u_net(4))
+    smallest = refused(network)
+    costs = []
+    for budget in range(smallest, 1200, 40):
+        plan = plan_graph(network, budget)
+        costs.append(carried_out(network, plan)[0])
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] == sum(node.cost for node in network.nodes) < costs[0]
+    assert set(network.runs(plan).values()) == {1}
+
+
+def test_a_chain_without_skips_is_planned_as_a_chain() -> None:
+    """The same moves and the same limit as states that share nothing."""
+    for budget in range(18, 60, 3):
+        nodes = [Node(f"n{k}", (f"n{k - 1}",) if k else ("x",), 1 + k % 3, 3, 7, 0, 9) for k in range(8)]
+        network = Network(nodes)
+        chain = network.chain(budget)
+        states = tuple(chain.states)
+        # a run works on its input beside the kept state, unless that is its input
+        plain = Differing(chain.costs, states, budget, chain.tapes, chain.running, chain.recording)
+        assert plain.cost(8) <= chain.cost(8)
+        assert chain.peak(8) <= budget
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: Network([]), r"nodes=\(\) is no network"),
+        (lambda: Network([Node("a", ("x",)), Node("a", ("x",))]), "node 'a' is given twice"),
+        (lambda: Network([Node("a", ("b",)), Node("b", ("x",))]), "node 'a' uses 'b', which comes later"),
+        (lambda: Network([Node("a", ("x",))], ["b"]), "outputs names 'b', which no node makes; known are a"),
+        (
+            lambda: plan_graph([Node("a", ("x",), 1, 4, 9)], 3),
+            "budget=3 cannot reverse a network of 1 node; give at least 9",
+        ),
+        (
+            lambda: Differing((1, 1), (), 9, parts=Parts((frozenset({0}), frozenset()), ())),
+            "names the part 0, and sizes=",
+        ),
+        (
+            lambda: Differing((1,) * 3, (), 9, parts=Parts((frozenset({0}), frozenset(), frozenset({0})), (2,))),
+            r"part 0 is in the states \[0, 2\]; a part stays",
+        ),
+        (
+            lambda: Differing((1,), (), 9, exact=True, parts=Parts((frozenset({0}),), (2,))),
+            "exact=True searches states that have nothing in common",
+        ),
+    ],
+)
+def test_a_wrong_network_is_named_with_a_way_out(call, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        call()
