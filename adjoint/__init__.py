@@ -4,6 +4,7 @@ from adjoint import check
 from adjoint.checked import ReproducibilityError
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.interpolate import DenseSolution
+from adjoint.linear_scan import linear_scan
 from adjoint.members import MemberStats
 from adjoint.newton import Objective, gauss_newton, hvp
 from adjoint.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
@@ -45,6 +46,7 @@ __all__ = [
     "frozen_steps",
     "gauss_newton",
     "hvp",
+    "linear_scan",
     "odeint",
     "odeint_adjoint",
     "odeint_dense",

@@ -101,6 +101,8 @@ ORDER = {
         "call",
         "odeint",
         "recurrence",
+        "fastest",
+        "linear_scan",
         "scan",
         "check",
         "newton",
