@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
-from adjoint.tensors import UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
+from adjoint.tensors import Known, UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
 
 Result = TypeVar("Result")
 
@@ -69,12 +68,14 @@ class _Listening(TorchFunctionMode):
     def __init__(self, known: dict[int, Tensor]) -> None:
         super().__init__()
         self.known, self.unknown = dict(known), dict[int, Tensor]()
-        self._made = WeakIdKeyDictionary()
-        """Weakly, so that listening takes no memory."""
+        self._made = Known()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = args if kwargs is None else (*args, *kwargs.values())
-        self.unknown.update((id(x), x) for x in tensors_in(given) if id(x) not in self.known and x not in self._made)
+        for x in tensors_in(args if kwargs is None else (*args, *kwargs.values())):
+            if id(x) not in self.known and x not in self._made:
+                self.unknown[id(x)] = x
         result = function(*args, **kwargs) if kwargs else function(*args)
-        self._made.update((x, True) for x in tensors_in((result,)) if id(x) not in self.unknown)
+        for x in tensors_in((result,)):
+            if id(x) not in self.unknown:
+                self._made.add(x)
         return result

@@ -351,18 +351,40 @@ class _Copy:
             object.__setattr__(shell, name, self(getattr(original, name)))
 
 
+SMALL = 256
+"""Tensors of so many numbers may be held by who only wants to know them again."""
+
+
+class Known:
+    """Tensors by identity. Small ones are held; larger ones weakly, because that takes time but no memory."""
+
+    def __init__(self) -> None:
+        self._small: dict[int, Tensor] = {}
+        self._large = WeakIdKeyDictionary()
+
+    def add(self, x: Tensor) -> None:
+        if x.numel() <= SMALL:
+            self._small[id(x)] = x
+        else:
+            self._large[x] = True
+
+    def __contains__(self, x: Tensor) -> bool:
+        return id(x) in self._small or (x.numel() > SMALL and x in self._large)
+
+
 class Touched(TorchFunctionMode):
     """Notes every tensor that comes from outside and is handed to a torch function while the mode is on."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
         self.outside: dict[int, Tensor] = {}
-        self.inside = WeakIdKeyDictionary()
-        """What was known, and what was made while the mode was on, as long as somebody holds it."""
-        self.derived = WeakIdKeyDictionary()
+        self.inside = Known()
+        """What was known, and what was made while the mode was on."""
+        self.derived = Known()
         """What was known, and what was made from that."""
         for x in known:
-            self.inside[x] = self.derived[x] = True
+            self.inside.add(x)
+            self.derived.add(x)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {id(x): x for x in tensors_in((*args, *(kwargs or {}).values())) if is_plain(x)}
@@ -372,9 +394,9 @@ class Touched(TorchFunctionMode):
         derived = any(x in self.derived for x in given.values()) and not _makes_anew(function)
         for x in made:
             if id(x) not in self.outside:
-                self.inside[x] = True
+                self.inside.add(x)
                 if derived and differentiable(x):
-                    self.derived[x] = True
+                    self.derived.add(x)
         return result
 
 

@@ -36,7 +36,9 @@ from adjoint.timeline import (
 )
 
 ROWS = 128
-"""Stage times are made for this many steps at once."""
+"""Stage times are made for this many steps at once, .."""
+TABLES = 4
+""".. and kept of the last so many times as many."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,8 @@ class ExplicitProgram:
         self.weights = Terms(tableau.b)
         self.errors = None if tableau.error is None else Terms(tableau.error)
         self._announced = 0
-        self._first_row = -1
-        self._table: list[tuple[Tensor, ...]] = []
+        self._tables: dict[int, tuple[Tensor, ...]] = {}
+        """Stage times one after another, by the first of ``ROWS`` steps."""
         self._known_slope: tuple[int, State, State] | None = None
 
     def begin(self, function: Any, state: State) -> None:
@@ -211,7 +213,7 @@ class ExplicitProgram:
             assert isinstance(self.timeline, AdaptiveTimeline)
             start, stop = self.timeline.propose()
         other.timeline = FixedTimeline([start, stop], None)
-        other.control = replace(self.control, callbacks={}, twins={})
+        other.control, other._tables = replace(self.control, callbacks={}, twins={}), {}
         other.watch = None
         if self.view is not None:
             other.view = self.view.afresh()
@@ -357,12 +359,20 @@ class ExplicitProgram:
     def stage_times(self, k: int, start: float, stop: float) -> tuple[Tensor, ...]:
         """t + c_i h for every stage, as tensors of the dtype of ``t`` on the state's device."""
         if k < self.timeline.steps:
-            first = k // ROWS * ROWS
-            if first != self._first_row or k - first >= len(self._table):
-                ends = [self.timeline.ends(j) for j in range(first, min(first + ROWS, self.timeline.steps))]
-                self._first_row, self._table = first, [row.unbind() for row in self._make_table(ends).unbind()]
-            return self._table[k - first]
+            stages = len(self.tableau.c)
+            table, place = self._tables.get(k - k % ROWS, ()), k % ROWS * stages
+            if place >= len(table):
+                table = self._add_table(k - k % ROWS)
+            return table[place : place + stages]
         return self._make_table([(start, stop)])[0].unbind()
+
+    def _add_table(self, first: int) -> tuple[Tensor, ...]:
+        ends = [self.timeline.ends(j) for j in range(first, min(first + ROWS, self.timeline.steps))]
+        self._tables.pop(first, None)
+        if len(self._tables) == TABLES:
+            del self._tables[next(iter(self._tables))]
+        self._tables[first] = table = self._make_table(ends).flatten().unbind()
+        return table
 
     def time(self, t: float) -> Tensor:
         return torch.tensor(t, dtype=self.dtype, device=self.device)
@@ -440,7 +450,7 @@ class ExplicitProgram:
         found, self._of_ends, self._of_asked = snapshot
         if isinstance(self.timeline, AdaptiveTimeline):
             self.timeline.restore(found)
-        self._announced, self._known_slope, self._first_row = self.timeline.steps, None, -1
+        self._announced, self._known_slope, self._tables = self.timeline.steps, None, {}
 
     def begin_tangents(self, directions: Sequence[Tensor | None]) -> None:
         self._along: tuple[Tensor, Tensor] | None = None
