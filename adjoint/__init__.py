@@ -1,6 +1,6 @@
 """Exact discrete adjoint gradients of time-stepping programs on torch tensors, within a memory budget."""
 
-from adjoint import check
+from adjoint import check, state_space
 from adjoint.checked import ReproducibilityError
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.interpolate import DenseSolution
@@ -53,4 +53,5 @@ __all__ = [
     "odeint_event",
     "scan",
     "solve",
+    "state_space",
 ]
