@@ -14,6 +14,7 @@ from adjoint.discrete import Discrete
 from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats
 from adjoint.sensitivity import Tangent
+from adjoint.steppers.lockstep import LockstepProgram
 from adjoint.tensors import State, differentiable
 from adjoint.timeline import SolveError
 
@@ -27,19 +28,26 @@ class Backprop:
         problem.check_nothing("backprop")
         program, steps = problem.program, problem.steps
         failure: SolveError | None = None
-        if steps is None:
+        if steps is None and isinstance(program, LockstepProgram):  # who waits must be seen where f is defined
             steps, failure = _find_steps(problem)
+        elif steps is None:
+            program.begin(problem.function, problem.state)
         program = program.on_graph()
         state: State = tuple(x.contiguous() for x in problem.state)
         found: dict[Index, State] = {} if program.initial is None else {program.initial: state}
-        for k in range(steps):
-            step = program.step(problem.function, k, state, True)
+        k, recording = 0, torch.is_grad_enabled()
+        while k < steps if steps is not None else not program.done:
+            try:
+                step = program.step(problem.function, k, state, recording)
+            except SolveError as error:
+                failure = error
+                break
             found.update(step.outputs)
-            state = step.state
+            state, k = step.state, k + 1
             if problem.tick is not None:
-                problem.tick(k + 1)
+                problem.tick(k)
         outputs = _collected(found, program.outputs)
-        return Outcome(outputs, state, Stats(program, None, steps), None, failure)
+        return Outcome(outputs, state, Stats(program, None, k), None, failure)
 
 
 def _find_steps(problem: Problem) -> tuple[int, SolveError | None]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adjoint.tensors import Known, UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
+from adjoint.tensors import Known, Touched, UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
 
 Result = TypeVar("Result")
 
@@ -31,6 +31,19 @@ def refuse_used_again(error: RuntimeError, name: str, step: int) -> None:
             f"made it is gone; its gradient would be lost. Compute it before the solve and pass it through args=, or anew "
             f"in each call"
         ) from error
+
+
+def times_noted(function: Any, touched: Touched) -> Any:
+    """(f, args, ...) such that what is made of the times that f gets counts as made of what a gradient may reach."""
+    f, args, *others = function
+
+    def noted(inner: Callable[..., Any], t: Any, *given: Any) -> Any:
+        for x in tensors_in((t,)):
+            touched.inside.add(x)
+            touched.derived.add(x)
+        return inner(t, *given)
+
+    return partial(noted, f), args, *(partial(noted, g) for g in others)
 
 
 class Listener:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from adjoint.autograd import AutogradStepper, Index, Outputs
 from adjoint.captured import Captured
 from adjoint.draws import unchanging
+from adjoint.kept import times_noted
 from adjoint.marks import Marks
 from adjoint.memory import SHARE, Meter, free_bytes
 from adjoint.problem import Problem
@@ -89,12 +92,15 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     program = problem.program
     stepper: AutogradStepper
     with unchanging(state, captured, lambda: stepper.advance(state, 0, 1)), torch.enable_grad():
-        program.begin(problem.function, problem.state)
+        begun = _begin(problem)
         stepper = AutogradStepper(program.sample(), captured)
         outputs = stepper.outputs = Nowhere(program.outputs, program.label)
         stepper.marks = Unmarked(program.label)
         aliases = tuple(x.detach() for x in state)
-        with Touched([*aliases, *captured.without, *program.series]) as touched:
+        with (
+            Touched([*aliases, *captured.without, *program.series]) as touched,
+            _noting_times(problem, captured, touched),
+        ):
             first = stepper.advance(aliases, 0, 1)
         captured.check_unwritten()
         for x in touched.outside.values():
@@ -102,14 +108,14 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     with Meter() as meter, torch.enable_grad():
         with Touched([*captured.without, *program.series]) as again:
             second = stepper.advance(state, 0, 1)
-        _refuse_kept(touched, again, captured)
+        _refuse_kept((begun, touched), again, captured)
         plain_peak, plain_operations = meter.peak, meter.operations
         meter.restart()
         with Touched(program.series) as again:
             third, tape = stepper.record(state, 0, 1)
-        _refuse_kept(touched, again, captured)
+        _refuse_kept((begun, touched), again, captured)
         operations = meter.operations[:]
-        del touched, again  # they hold tensors that a step does not
+        del begun, touched, again  # they hold tensors that a step does not
         nodes = _count_nodes(tape[0].steps[0].state)
         held = meter.live
         stepper.begin_reverse([None] * max((len(values) for _, values in tape[0].steps[0].outputs), default=0))
@@ -129,10 +135,31 @@ def probe(problem: Problem, captured: Captured, state: State) -> Weights:
     return Weights(bytes_of(state), tape_bytes, working, getattr(program, "step_bytes", 0))
 
 
-def _refuse_kept(first: Touched, again: Touched, captured: Captured) -> None:
+def _begin(problem: Problem) -> Touched:
+    """Begin the program; what f may keep then that is made of times has no way back to them."""
+    with Touched(()) as touched:
+        moving = problem.program.inputs and not problem.program.series
+        function = times_noted(problem.function, touched) if moving else problem.function
+        problem.program.begin(function, problem.state)
+    return touched
+
+
+@contextmanager
+def _noting_times(problem: Problem, captured: Captured, touched: Touched) -> Iterator[None]:
+    """The same for a plain step."""
+    plain = captured.plain
+    if problem.program.inputs and not problem.program.series:
+        captured.plain = times_noted(plain, touched)
+    try:
+        yield
+    finally:
+        captured.plain = plain
+
+
+def _refuse_kept(before: Sequence[Touched], again: Touched, captured: Captured) -> None:
     """A tensor made in one call and used in the next has lost its way back to what it was made from."""
     for x in again.outside.values():
-        if x in first.derived:
+        if any(x in first.derived for first in before):
             refuse_kept(x, captured.label)
         captured.vetted.append(x)
 

@@ -139,7 +139,7 @@ class StridingTimeline:
     done = False
 
     def __init__(self, start: float, length: float, most: int) -> None:
-        self._start, self._length, self._most = start, length, most
+        self._start, self.length, self._most = start, length, most
         self._times = [start]
         self.extend()
 
@@ -153,19 +153,19 @@ class StridingTimeline:
         if count >= self._most:
             raise SolveError(
                 "max_steps",
-                f"no event in {count} steps of {abs(self._length):g}, up to t={self._times[-1]:.6g}; give longer steps, or "
+                f"no event in {count} steps of {abs(self.length):g}, up to t={self._times[-1]:.6g}; give longer steps, or "
                 f"start nearer to the event",
                 t=self._times[-1],
                 step=count,
             )
         further = min(count + STRIDE, self._most)
-        self._times += [self._start + self._length * k for k in range(count + 1, further + 1)]
+        self._times += [self._start + self.length * k for k in range(count + 1, further + 1)]
 
     def ends(self, step: int) -> tuple[float, float]:
         return self._times[step], self._times[step + 1]
 
     def knots(self, t: Tensor) -> Tensor:
-        return t[0] + self._length * torch.arange(len(self._times), dtype=t.dtype, device=t.device)
+        return t[0] + self.length * torch.arange(len(self._times), dtype=t.dtype, device=t.device)
 
 
 @dataclass(frozen=True)
@@ -354,6 +354,33 @@ class AdaptiveTimeline:
         """Accepted times in between are constants; only both ends (if the last was reached) move with the caller's."""
         constant = torch.tensor(self._times[1:], dtype=t.dtype, device=t.device)
         return torch.cat((t[:1], constant[:-1], t[-1:])) if self.done else torch.cat((t[:1], constant))
+
+
+class GraphTimes:
+    """The times of the steps as functions of the caller's, for torch's own graph; also of steps that are being found."""
+
+    def __init__(self, timeline: Timeline, t: Tensor) -> None:
+        self._timeline, self._t = timeline, t
+        known = not isinstance(timeline, AdaptiveTimeline | StridingTimeline)
+        self._knots = timeline.knots(t) if known else None
+
+    def ends(self, step: int, start: float, stop: float) -> Tensor:
+        """Where a step starts and stops, shape (2,); its numbers are given."""
+        if self._knots is not None:
+            return self._knots[step : step + 2]
+        return torch.stack((self._moving(step, start), self._moving(step + 1, stop)))
+
+    def __getitem__(self, knot: int) -> Tensor:
+        if self._knots is not None:
+            return self._knots[knot]
+        return self._moving(knot, self._timeline.ends(max(knot - 1, 0))[knot > 0])
+
+    def _moving(self, knot: int, time: float) -> Tensor:
+        t, timeline = self._t, self._timeline
+        if isinstance(timeline, StridingTimeline):
+            return t[0] + timeline.length * knot
+        assert isinstance(timeline, AdaptiveTimeline)
+        return t[0] if knot == 0 else t[-1] if time == timeline.stop else t.new_tensor(time)
 
 
 class Movable(Protocol):

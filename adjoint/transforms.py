@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -154,6 +155,20 @@ def _refuse_hidden(x: Tensor) -> NoReturn:
     )
 
 
+@contextmanager
+def _below() -> Iterator[None]:
+    """Plain torch, below all transforms: hidden wrappers are refused, and hooks on saved tensors work again."""
+    disabled = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    if disabled is not None:
+        torch._C._autograd._saved_tensors_hooks_enable()
+    try:
+        with _Hidden():
+            yield
+    finally:
+        if disabled is not None:
+            torch._C._autograd._saved_tensors_hooks_disable(disabled)
+
+
 @dataclass
 class Box:
     """One call: how it is made, and what is left of it. Under vmap a box of boxes."""
@@ -175,7 +190,7 @@ class Box:
 
     def call(self, inputs: Tensors) -> list[Tensor]:
         self.points = [x.detach().requires_grad_(wanted) for x, wanted in zip(inputs, self.wanted, strict=True)]
-        with torch.set_grad_enabled(any(self.wanted)), _Hidden():
+        with torch.set_grad_enabled(any(self.wanted)), _below():
             self.outputs, self.result = self.run(self.points)
         return [x.detach() for x in self.outputs]
 
@@ -208,7 +223,7 @@ class Box:
     def _grad(self, roots: Tensors, points: Tensors, seeds: Tensors, create_graph: bool = False) -> list[Tensor | None]:
         if not roots or not points:
             return [None] * len(points)
-        with _Hidden():
+        with _below():
             return list(
                 torch.autograd.grad(
                     roots, points, seeds, retain_graph=True, create_graph=create_graph, allow_unused=True

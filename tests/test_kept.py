@@ -174,6 +174,26 @@ def test_a_scan_refuses_it_too(name: str) -> None:
         last.sum().backward()
 
 
+@pytest.mark.parametrize("slots", [1, "all"])
+@pytest.mark.parametrize("method", ["rk4", "tsit5"])
+@pytest.mark.parametrize("name", KEEPERS)
+def test_what_is_kept_of_the_time_is_refused_or_right(name: str, method: str, slots: int | str) -> None:
+    """f gets the time without its graph: what is made of it in one call is constant in the next."""
+
+    def make() -> Case:
+        p, t = theta(), torch.tensor(TIMES, dtype=torch.float64, requires_grad=True)
+        clock = ContextVar[Tensor]("clock")
+        get = KEEPERS[name]()(lambda: torch.cos(1 + clock.get()))
+
+        def f(now: Tensor, y: Tensor) -> Tensor:
+            clock.set(now)
+            return p * get() * y
+
+        return Case(f, numbers(3, seed=2), t, [p, t])
+
+    refused_or_right(make, slots=slots, **steps_of(method))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_refuses_it(method: str) -> None:
     assert refused_or_right(lambda: case(in_a_context_variable(), torch.sin), slots=2, **steps_of(method))

@@ -91,6 +91,24 @@ def test_odeint_stays_on_the_graph_for_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(loss, f.rates.detach().requires_grad_())
 
 
+@pytest.mark.parametrize("method", ADAPTIVE)
+def test_odeint_finds_its_steps_and_makes_the_graph_in_one_pass(method: str) -> None:
+    f, y0, t = setting()
+    calls = 0
+
+    def counted(time: Tensor, y: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return f(time, y)
+
+    found = adjoint.odeint(counted, y0, t, method=method, rtol=1e-4)
+    first, calls = calls, 0
+    expected = adjoint.odeint_adjoint(counted, y0, t, method=method, rtol=1e-4, slots=1)  # finds them plainly
+    assert torch.equal(found, expected)
+    assert first <= METHODS[method].stages / METHODS[method].weighted * calls + 2
+    torch.testing.assert_close(gradients(found, f, y0, t), gradients(expected, f, y0, t), rtol=1e-11, atol=1e-11)
+
+
 def test_tuples_and_tolerances_for_each_leaf() -> None:
     def f(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return y[1].sum(0), -y[0].expand_as(y[1]) * torch.cos(t)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, grad_and_value, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from adjoint import METHODS, UntrackedTensorError, odeint_adjoint, scan, solve
 
@@ -113,6 +115,18 @@ def test_every_method_works_under_transforms(method: str) -> None:
         p = PS[b].clone().requires_grad_()
         (expected,) = torch.autograd.grad((model(p, YS[b], slots=2, **how) ** 2).sum(), p)
         assert_close([found[b]], [expected])
+
+
+@pytest.mark.parametrize("name", ["grad", "vmap of grad", "hessian", "jvp"])
+def test_f_may_save_tensors_by_hooks_of_its_own(name: str) -> None:
+    """As torch.utils.checkpoint does; torch.func switches such hooks off."""
+
+    def loss(p: Tensor, y: Tensor, f: Callable[..., Tensor], slots: int) -> Tensor:
+        return solve(lambda t, y: f(p * y), y, TIMES, slots=slots, **FIXED).ys[1:]  # type: ignore[no-any-return]
+
+    saving = functools.partial(checkpoint, torch.sin, use_reentrant=False)
+    expected = NESTINGS[name](lambda p, y: loss(p, y, torch.sin, 2))
+    assert_same(NESTINGS[name](lambda p, y: loss(p, y, saving, 2)), expected)
 
 
 def test_torchs_own_graph_may_lie_below() -> None:

@@ -29,6 +29,7 @@ from adjoint.timeline import (
     Asked,
     Controller,
     FixedTimeline,
+    GraphTimes,
     GridTimeline,
     SolveError,
     StridingTimeline,
@@ -169,7 +170,7 @@ class ExplicitProgram:
         self.timeline: FixedTimeline | GridTimeline | StridingTimeline | AdaptiveTimeline
         self.inputs: tuple[Tensor, ...] = (t,) if t.requires_grad else ()
         self.evaluations = 0
-        self.graph_times: Tensor | None = None
+        self.graph_times: GraphTimes | None = None
         """For backpropagation through torch's own graph: the steps' times as a function of the caller's."""
         self.t, self.dtype = t, control.time_dtype or t.dtype
         self.device = like[0].device
@@ -223,7 +224,7 @@ class ExplicitProgram:
         """The same steps as functions of the caller's own times, for torch's graph to follow."""
         other = copy.copy(self)
         if self.inputs:
-            other.graph_times = self.timeline.knots(self.t.to(device=self.device, dtype=self.wide))
+            other.graph_times = GraphTimes(self.timeline, self.t.to(device=self.device, dtype=self.wide))
         return other
 
     @property

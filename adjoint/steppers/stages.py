@@ -84,7 +84,7 @@ class Stages:
         asked = [program.asked.t[j] for j in self.inner]
         numbers = torch.tensor([self.start, self.stop, *asked], dtype=program.wide, device=program.device)
         if program.graph_times is not None:
-            ends = program.graph_times[self.k : self.k + 2]
+            ends = program.graph_times.ends(self.k, self.start, self.stop)
             numbers = torch.cat((ends, program.t[self.inner.start : self.inner.stop].to(ends)))
         elif self.recording:
             numbers.requires_grad_()
