@@ -7,8 +7,8 @@ from torch import Tensor
 
 from adjoint.tensors import State, differentiable
 
-SMALL = 32 * 1024
-"""States up to so many bytes are kept whole, which costs nothing to note; of others sums are."""
+SMALL = 1024
+"""Leaves up to so many bytes are kept whole; of others two sums are, so that the notes take no memory to speak of."""
 
 
 class Marks:
