@@ -86,11 +86,11 @@ def assert_alike(ours: list[Tensor], theirs: list[Tensor], rtol: float) -> None:
 @pytest.mark.parametrize("method", ["rk4", "implicit_adams"])
 def test_fixed_steps_agree_for_every_shape_and_dtype(method: str, state: str, back: bool) -> None:
     f, y0 = STATES[state]
-    if method == "implicit_adams" and state.startswith("empty"):
-        pytest.skip("torchdiffeq takes the largest of no numbers")
     t = TIMES.flip(0) if back else TIMES
     how: dict[str, Any] = {"method": method, "options": {"step_size": STEP}, "rtol": 1e-5, "atol": 1e-6}
-    theirs = answer(torchdiffeq.odeint, f, y0, t, **how)
+    # torchdiffeq's implicit_adams fails on no numbers: it takes the largest of them
+    other = {"method": "rk4"} if method == "implicit_adams" and state.startswith("empty") else {}
+    theirs = answer(torchdiffeq.odeint, f, y0, t, **(how | other))
     rtol = 1e-11 if "64" in str(theirs[0].abs().dtype) else 2e-5
     assert_alike(answer(adjoint.odeint, f, y0, t, **how), theirs, rtol)
     assert_alike(answer(adjoint.odeint_adjoint, f, y0, t, slots=3, **how), theirs, rtol)
