@@ -13,6 +13,7 @@ from adjoint.scan import scan
 from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
 from adjoint.steppers.adams import MULTISTEP, Adams
+from adjoint.stepping import TakenStep, steps
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import UntrackedTensorError
 from adjoint.tiers import Device, Files, Host
@@ -40,6 +41,7 @@ __all__ = [
     "SolveError",
     "Stats",
     "Tableau",
+    "TakenStep",
     "Tangent",
     "UntrackedTensorError",
     "check",
@@ -54,4 +56,5 @@ __all__ = [
     "scan",
     "solve",
     "state_space",
+    "steps",
 ]

@@ -33,7 +33,7 @@ def failure_of(
         j = _first_bad(outcome.outputs, len(asked))
         if j is None:
             return None
-        failure = None if observed else _broken_step(program, function, first, outcome.outputs, j)
+        failure = None if observed else _first_broken(program, function, first, outcome.outputs, j)
         failure = failure or _coarsely(outcome, program, asked, j, observed)
     failure.y = _tree(program.structure, failure.state)
     return failure
@@ -49,7 +49,7 @@ def _first_bad(outputs: Sequence[Tensor], count: int) -> int | None:
     return min(found, default=None)
 
 
-def _broken_step(
+def _first_broken(
     program: ExplicitProgram, function: Any, first: State, outputs: Sequence[Tensor], j: int
 ) -> SolveError | None:
     """The fixed step that broke down, found by taking those before output j again; None if they cannot be."""
@@ -62,7 +62,7 @@ def _broken_step(
         while k is not None and k < program.timeline.steps:
             new = program.step(function, k, state, False, False).state
             if not all(bool(torch.isfinite(x).all()) for x in new):
-                return _at(program, function, k, state, new)
+                return broken_step(program, function, k, state, new)
             state, k = new, k + 1
     return None
 
@@ -72,7 +72,8 @@ def _step_from(program: ExplicitProgram, t: float) -> int | None:
     return next((k for k in range(program.timeline.steps) if program.timeline.ends(k)[0] == t), None)
 
 
-def _at(program: ExplicitProgram, function: Any, k: int, state: State, new: State) -> SolveError:
+def broken_step(program: ExplicitProgram, function: Any, k: int, state: State, new: State) -> SolveError:
+    """Step k, taken from ``state``, gave a ``new`` one that is not finite."""
     start, stop = program.timeline.ends(k)
     slope = program.slope(function, program.time(start), state)
     size = max(float(x.abs().max()) for x in state if x.numel())

@@ -75,7 +75,7 @@ def _with_values(
 
 def _follows(arguments: dict[str, Any]) -> bool:
     """Whether torch's own graph can be had under the transforms that are on: vmap cannot ask whether a step will do."""
-    method = _method(arguments["method"])
+    method = method_asked_for(arguments["method"])
     asks = method.adaptive or getattr(method, "implicit", False)
     return is_backprop(arguments["gradient"]) and not (mapped() and asks)
 
@@ -167,7 +167,7 @@ def solve(
         structure, state = Structure.of(y0, "y0")
         norm = None if norm is None else partial(_of_the_first, norm)
         observe = None if observe is None else with_integral(observe)
-    tableau = _method(method)
+    tableau = method_asked_for(method)
     check_memory(slots, budget, tiers, schedule)
     memory: dict[str, Any] = {
         "slots": slots,
@@ -179,7 +179,7 @@ def solve(
     }
     how = gradient_named(gradient)
     engine = "eager: torch operations, one at a time"
-    _check_call(args, max_steps)
+    check_call(args, max_steps)
     if batched:
         single = _for_batches(tableau, controller, time_dtype)
         wishes = Wishes(single, rtol, atol, dt, max_steps, _controller(controller), norm, jumps)
@@ -191,17 +191,13 @@ def solve(
         solution = _with_last(solution, each.failure)
         return solution if cost is None else _apart(solution)
     times = checked_times(t, state)
-    _check_numbers(state, rtol, atol, dt, tableau)
-    assert not isinstance(rtol, Tensor) and not isinstance(atol, Tensor) and not isinstance(dt, Tensor)
+    control = control_asked_for(
+        structure, state, tableau, rtol, atol, dt, max_steps, controller, norm, jumps, time_dtype
+    )
     if len(times) == 1:
         ys = structure.unflatten([x[None] for x in state])
         solution = Solution(times, ys, "success", Stats(_Nothing()), None, engine)  # type: ignore[arg-type]
         return _looked_at(solution, observe, cost is not None)
-    measure = None if norm is None else lambda leaves: norm(structure.unflatten(leaves))
-    places = _jumps(jumps)
-    control = Control(Tolerance(rtol, atol, measure), dt, max_steps, _controller(controller), places)
-    if time_dtype is not None:
-        control = replace(control, time_dtype=_time_dtype(time_dtype), rounding=time_dtype)
     function: Any = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
     solver = program_of(tableau, times, structure, start, control)
@@ -235,6 +231,29 @@ def solve(
     solution = Solution(times, last, ending, outcome.stats, outcome.plan, engine, observed, seen_at)
     solution = _with_last(solution, failure)
     return solution if cost is None else _apart(solution)
+
+
+def control_asked_for(
+    structure: Structure,
+    state: State,
+    method: Method,
+    rtol: Any,
+    atol: Any,
+    dt: Any,
+    max_steps: int,
+    controller: str | Controller,
+    norm: Callable[[Any], Any] | None,
+    jumps: Sequence[float] | Tensor,
+    time_dtype: torch.dtype | None,
+) -> Control:
+    """How long the steps are to be; raises for what cannot be meant."""
+    _check_numbers(state, rtol, atol, dt, method)
+    measure = None if norm is None else lambda leaves: norm(structure.unflatten(leaves))
+    tolerance = Tolerance(rtol, atol, measure)
+    control = Control(tolerance, dt, max_steps, _controller(controller), _jumps(jumps))
+    if time_dtype is None:
+        return control
+    return replace(control, time_dtype=_time_dtype(time_dtype), rounding=time_dtype)
 
 
 def _with_last(solution: Solution, failure: SolveError | None) -> Solution:
@@ -355,7 +374,7 @@ def _jumps(jumps: Sequence[float] | Tensor) -> tuple[float, ...]:
     return tuple(float(x) for x in jumps)
 
 
-def _method(method: str | Method) -> Method:
+def method_asked_for(method: str | Method) -> Method:
     return method if isinstance(method, Method) else named("method", method, NAMED)
 
 
@@ -368,7 +387,7 @@ def check_args(args: Any) -> None:
         raise TypeError(f"args={args!r} must be a tuple; for a single argument write args=(x,)")
 
 
-def _check_call(args: Any, max_steps: Any) -> None:
+def check_call(args: Any, max_steps: Any) -> None:
     check_args(args)
     if not isinstance(max_steps, Real):
         raise TypeError(f"max_steps={max_steps!r} ({type(max_steps).__name__}) must be a number")

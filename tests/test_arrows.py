@@ -97,6 +97,7 @@ ORDER = {
         "signals",
         "observing",
         "solve",
+        "stepping",
         "options",
         "call",
         "odeint",
