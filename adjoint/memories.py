@@ -31,8 +31,8 @@ from revolve import (
     format_bytes,
     plan,
 )
+from revolve.measured import store_seconds
 from revolve.mixed import ON_TAPE
-from revolve.planner import store_seconds
 from revolve.trees import is_lossless
 
 

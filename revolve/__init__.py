@@ -36,10 +36,11 @@ from revolve.files import StoreError
 from revolve.graphs import Network, Node, plan_graph
 from revolve.hierarchy import HRevolve, Tier
 from revolve.journal import Journal
+from revolve.measured import calibrate
 from revolve.mixed import Mixed, Stages
 from revolve.multistage import Multistage
 from revolve.online import Online
-from revolve.planner import OpenPlan, Storage, calibrate, plan
+from revolve.planner import OpenPlan, Storage, plan
 from revolve.referee import VerificationError, verify
 from revolve.run import Run, Stepper
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing

@@ -86,6 +86,8 @@ class Prices:
     reverse: float = 0.0
     write: tuple[float, ...] = ()
     read: tuple[float, ...] = ()
+    unit: str = "s"
+    """What they are in, where a run's time is the measure and no second was measured."""
 
     def seconds(self, report: Report) -> float:
         """What a plan takes."""
@@ -188,8 +190,17 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """The predicted time; 0 without prices."""
-        return self.prices.seconds(self.report) if self.prices else 0.0
+        """The predicted time; 0 without prices. An x_0 that is given is neither written nor read."""
+        if self.prices is None:
+            return 0.0
+        moving = any(self.prices.write) or any(self.prices.read)
+        tiers = tally(self.array(), self.steps).tiers if self.given and moving else self.report.tiers
+        return self.prices.seconds(replace(self.report, tiers=tiers))
+
+    @property
+    def time(self) -> str:
+        """The predicted time in words."""
+        return f"{self.seconds:.3g} {self.prices.unit}" if self.prices else ""
 
     def array(self) -> np.ndarray:
         """Both sweeps as one int64 array of rows (verb, a, b), made once and read-only.
@@ -221,13 +232,14 @@ class Plan:
         kept = [counted(states, "state")] if states else []
         kept.append(counted(report.peak_tapes, "tape"))
         text += f" It holds {' and '.join(kept)} at once"
-        text += f": {format_bytes(self.bytes)}." if self.bytes else "."
+        where = " in the first tier" if self._below else ""
+        text += f": {format_bytes(self.bytes)}{where}." if self.bytes else "."
         for number, tier in self._below.items():
             size = f", {format_bytes(self.tier_bytes[number])}" if self.state_bytes else ""
             text += f" Tier {number} holds {tier.peak_slots} of the states{size}: {counted(tier.saves, 'write')}, "
             text += f"{counted(tier.loads, 'read')}."
         if self.prices:
-            text += f" Predicted time: {self.seconds:.3g} s."
+            text += f" Predicted time: {self.time}."
         return " ".join(filter(None, (text, self.why, promise(self.schedule, report))))
 
     __str__ = explain

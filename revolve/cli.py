@@ -118,7 +118,9 @@ def _parser() -> Parser:
         help="several memories, the fastest first, with the seconds of a write and a read: 128MB,2GB:0.004:0.004 "
         "('any' is a size without a bound)",
     )
-    one.add_argument("--step-seconds", type=float, metavar="SECONDS", help="what a run takes, with --memories")
+    one.add_argument(
+        "--step-seconds", type=float, metavar="SECONDS", help="what a run takes, with --memories (default: 1)"
+    )
     _sizes(one)
     add_options(one.add_argument_group("a schedule of your choice, in place of the cheapest"), but=("slots", "budget"))
 
@@ -183,7 +185,7 @@ def _cheapest(options: argparse.Namespace, state: int | None, tape: int | None) 
             tiers=storages(options.memories),
             state_bytes=state,
             tape_bytes=tape,
-            prices=Prices(options.step_seconds or 1.0),
+            prices=None if options.step_seconds is None else Prices(options.step_seconds),
         )
     else:
         slots = _integer("--slots", options.slots) if options.slots not in (None, "all") else options.slots

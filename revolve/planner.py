@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Any, NamedTuple, overload
 
 from revolve import binomial
@@ -16,9 +15,7 @@ from revolve.hierarchy import LONGEST, HRevolve, Tier
 from revolve.mixed import Mixed
 from revolve.multistage import LONGEST_RANKED, Multistage
 from revolve.online import Online
-from revolve.run import Stepper
 from revolve.schedules import Binomial, StoreAll
-from revolve.stores import CheckpointStore
 
 Size = int | str
 SEARCHED = 7
@@ -133,19 +130,18 @@ def plan(
     step's end, as :class:`Mixed` says). ``costs``: one for each step, with a sequence of sizes each, if the steps
     differ. ``tiers``: memories with prices, the fastest first, which also holds tapes and the rest; as a ``Storage`` in
     bytes, or all of them as a ``Tier`` in slots. ``prices``: measured seconds (:func:`calibrate`), for the predicted
-    time, and the price of a run that those of the tiers are weighed against. Raises :class:`BudgetError`, a ValueError
-    that knows the smallest budget that works, when nothing fits.
+    time, and the price of a run that those of the tiers are weighed against (1 if not given). Raises
+    :class:`BudgetError`, a ValueError that knows the smallest budget that works, when nothing fits.
     """
+    _agree(steps, slots, budget, state_bytes, costs, mixed, holds_end, tiers)
     if costs is not None:
-        if budget is None or slots is not None or tiers is not None:
-            raise ValueError("costs= of steps that differ need budget=, with state_bytes= a size for each step")
+        assert budget is not None
         made = _differing(costs, budget, state_bytes, tape_bytes, working_bytes, given)
         if steps is not None and steps != made.steps:
             raise ValueError(f"steps={steps}, but there are {len(costs)} costs; leave steps out, or give as many")
     elif tiers is not None:
-        if steps is None or slots is not None or budget is not None or state_bytes is None:
-            raise ValueError("tiers= take the place of slots= and budget=, and need steps= and state_bytes=")
-        made = _tiered(steps, tiers, state_bytes, tape_bytes or 0, working_bytes, given, prices)
+        assert steps is not None
+        return _tiered(steps, tiers, state_bytes, tape_bytes or 0, working_bytes, given, prices)
     elif steps is None:
         return _open(slots, budget, state_bytes, tape_bytes, working_bytes, given, prices)
     else:
@@ -154,6 +150,31 @@ def plan(
         if mixed and budget is not None:
             made = _with_tapes(made, parse_bytes(budget, "budget"), holds_end)
     return replace(made, prices=prices) if prices is not None else made
+
+
+def _agree(
+    steps: int | None,
+    slots: int | str | None,
+    budget: Size | None,
+    state_bytes: Any,
+    costs: Sequence[float] | None,
+    mixed: bool,
+    holds_end: bool,
+    tiers: Sequence[Storage] | Sequence[Tier] | None,
+) -> None:
+    """Raise for wishes that say nothing together."""
+    if costs is not None and (budget is None or slots is not None or tiers is not None):
+        raise ValueError("costs= of steps that differ need budget=, with state_bytes= a size for each step")
+    if tiers is not None and (steps is None or slots is not None or budget is not None or state_bytes is None):
+        raise ValueError("tiers= take the place of slots= and budget=, and need steps= and state_bytes=")
+    if costs is None and isinstance(state_bytes, Sequence) and not isinstance(state_bytes, str):
+        raise ValueError(
+            "state_bytes= has a size for each step, for steps that differ; give costs= as well, or one size"
+        )
+    if mixed and (costs is not None or budget is None or steps is None):
+        raise ValueError("mixed=True shares a budget= of equal steps among states and tapes, and needs steps=")
+    if holds_end and not mixed:
+        raise ValueError("holds_end=True is about tapes in the budget; give mixed=True as well")
 
 
 def _open(
@@ -166,15 +187,11 @@ def _open(
     prices: Prices | None,
 ) -> OpenPlan:
     """What the slots or the budget would buy for two steps, they buy for any number."""
-    short = equal_plan(
-        steps=2,
-        slots=slots,
-        budget=budget,
-        state_bytes=state_bytes,
-        tape_bytes=tape_bytes,
-        working_bytes=working_bytes,
-        given=given,
-    )
+    held: dict[str, Any] = {"state_bytes": state_bytes, "tape_bytes": tape_bytes, "working_bytes": working_bytes}
+    try:
+        short = equal_plan(steps=2, slots=slots, budget=budget, **held, given=given)
+    except BudgetError as error:
+        raise BudgetError(error.sentence.replace("2 steps", "a chain of unknown length"), error.smallest) from None
     sizes = short.state_bytes, short.tape_bytes, short.working_bytes
     schedule: Schedule
     if slots == "all":
@@ -240,9 +257,11 @@ def _tiered(
     prices: Prices | None,
 ) -> Plan:
     """The cheapest in time of: every tape in the first tier; the optimum over all tiers; files at a period."""
-    if isinstance(tiers[0], Tier):
+    if not isinstance(tiers, (list, tuple)) or not tiers:
+        raise ValueError(f"tiers={tiers!r} hold nothing; give at least one, as in tiers=[Storage('1 GB')]")
+    if all(isinstance(tier, Tier) for tier in tiers):
         return _in_slots(steps, [Tier(*tier) for tier in tiers], state, tape, working, given, prices)
-    memories = [Storage(*tier) for tier in tiers]
+    memories = [_memory(k, tier) for k, tier in enumerate(tiers)]
     first = None if memories[0].bytes is None else parse_bytes(memories[0].bytes, "tiers[0]")
     full = _priced(memories, prices)
     if first is not None and first < tape + working:
@@ -263,6 +282,15 @@ def _tiered(
     return _cheapest(Plan(steps, StoreAll(), state, tape, working, given, full), kinds)
 
 
+def _memory(k: int, tier: Any) -> Storage:
+    if not isinstance(tier, tuple) or isinstance(tier, Tier) or len(tier) > len(Storage._fields):
+        raise ValueError(f"tiers[{k}]={tier!r} is no Storage(bytes, write, read); give all of them so, or all as Tier")
+    memory = Storage(*tier)
+    if not (memory.write >= 0 and memory.read >= 0):
+        raise ValueError(f"tiers[{k}]={memory}: a write and a read take seconds, 0 or more")
+    return memory
+
+
 def _in_slots(
     steps: int, tiers: Sequence[Tier], state: int, tape: int, working: int, given: bool, prices: Prices | None
 ) -> Plan:
@@ -273,9 +301,8 @@ def _in_slots(
 
 def _priced(tiers: Sequence[Storage] | Sequence[Tier], prices: Prices | None) -> Prices:
     """Prices of the tiers beside those of a step."""
-    step = prices.step if prices and prices.step else 1.0
-    full = Prices(step, write=tuple(t.write for t in tiers), read=tuple(t.read for t in tiers))
-    return replace(full, record=prices.record, reverse=prices.reverse) if prices else full
+    known = prices if prices and prices.step else Prices(1.0, unit="runs")
+    return replace(known, write=tuple(t.write for t in tiers), read=tuple(t.read for t in tiers))
 
 
 def _cheapest(made: Plan, tiers: Sequence[Tier]) -> Plan:
@@ -287,7 +314,7 @@ def _cheapest(made: Plan, tiers: Sequence[Tier]) -> Plan:
             f"steps={made.steps} is too long to plan several tiers without a slot in the first; give that one at least"
         )
     best, *others = sorted(plans, key=lambda plan: plan.seconds)
-    dearer = " and ".join(f"{plan.schedule} {plan.seconds:.3g} s" for plan in others)
+    dearer = " and ".join(f"{plan.schedule} {plan.time}" for plan in others)
     return replace(best, why=f"It is the cheapest here: {dearer} would be predicted." if others else "")
 
 
@@ -305,55 +332,3 @@ def _candidates(steps: int, tiers: Sequence[Tier], step: float) -> Iterator[Sche
         yield DiskRevolve(fast, tiers[1].write, tiers[1].read, step)
     elif len(tiers) > 1 or not free:
         yield HRevolve(tuple(tiers), step)
-
-
-def calibrate(
-    stepper: Stepper[Any, Any, Any],
-    state: Any,
-    cotangent: Any,
-    stores: Mapping[int, CheckpointStore[Any]] | None = None,
-    *,
-    repeats: int = 3,
-) -> Prices:
-    """Measured seconds of step 0, run, recorded and reversed, and of a write and a read in each store.
-
-    The least of ``repeats`` times each.
-    """
-    step, record, reverse = [], [], []
-    for _ in range(repeats):
-        before = perf_counter()
-        stepper.advance(state, 0, 1)
-        ran = perf_counter()
-        _, tape = stepper.record(state, 0, 1)
-        recorded = perf_counter()
-        stepper.reverse(tape, cotangent)
-        step.append(ran - before)
-        record.append(recorded - ran)
-        reverse.append(perf_counter() - recorded)
-    moved = [store_seconds(store, state, repeats) for _, store in sorted((stores or {}).items())]
-    return Prices(min(step), min(record), min(reverse), tuple(w for w, _ in moved), tuple(r for _, r in moved))
-
-
-def store_seconds(
-    store: CheckpointStore[Any], state: Any, repeats: int = 3, finished: Callable[[], None] = lambda: None
-) -> tuple[float, float]:
-    """Measured seconds of a write, until the state is where it goes, and of a read; the least of ``repeats``.
-
-    ``finished`` returns when a device has done what it was asked.
-    """
-    writes, reads = [], []
-    for _ in range(repeats):
-        before = perf_counter()
-        store.save(0, state)
-        if hasattr(store, "settle"):
-            store.settle()
-        finished()
-        saved = perf_counter()
-        store.load(0)
-        finished()
-        writes.append(saved - before)
-        reads.append(perf_counter() - saved)
-        store.drop(0)
-    if hasattr(store, "release"):
-        store.release()
-    return min(writes), min(reads)

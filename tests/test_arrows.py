@@ -41,6 +41,7 @@ ORDER = {
         "referee",
         "reasons",
         "budget",
+        "measured",
         "planner",
         "graphs",
         "trace",

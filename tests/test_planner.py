@@ -31,6 +31,7 @@ from revolve import (
     Schedule,
     Storage,
     StoreAll,
+    Tier,
     beta,
     both_sweeps,
     calibrate,
@@ -81,7 +82,10 @@ def test_tiers_are_weighed_by_their_prices() -> None:
     bounded = plan(steps=250, tiers=[Storage(50), Storage(70, 10.0, 10.0)], **sizes)
     assert isinstance(bounded.schedule, HRevolve)
     assert [tier.slots for tier in bounded.schedule.tiers] == [3, 7]
-    assert bounded.seconds == 1040 + 250
+    assert bounded.seconds == 1040 + 250 and "Predicted time: 1.29e+03 runs" in bounded.explain()
+    timed = plan(steps=250, tiers=[Storage(50), Storage(70, 5.0, 5.0)], prices=Prices(0.5, reverse=2.0), **sizes)
+    assert timed.report == bounded.report and timed.seconds == bounded.seconds / 2 + 250 * 2.0
+    assert "Predicted time: 1.14e+03 s" in timed.explain()
     assert bounded.bytes <= 50 and bounded.tier_bytes[1] <= 70
     assert "Tier 1 holds 7 of the states" in bounded.explain()
     unlimited = plan(steps=60, tiers=[Storage(40), Storage(None, 9.0, 1.0)], **sizes)
@@ -105,6 +109,24 @@ def test_measured_seconds_predict_the_time() -> None:
     assert "Predicted time:" in made.explain()
 
 
+def test_measuring_a_stepper_leaves_its_sums_alone_and_tiers_that_were_left_out_free() -> None:
+    stepper, state, cotangent = chain(20)
+    before = stepper.gradient.copy(), stepper.runs
+    prices = calibrate(stepper, state, cotangent, {2: Memory()}, repeats=1)
+    assert np.array_equal(stepper.gradient, before[0]) and stepper.runs == before[1]
+    assert prices.write[:2] == prices.read[:2] == (0.0, 0.0) and prices.write[2] > 0
+    with pytest.raises(ValueError, match="repeats=0 is too small"):
+        calibrate(stepper, state, cotangent, repeats=0)
+
+
+def test_a_first_state_that_is_given_is_neither_written_nor_read() -> None:
+    tiers = [Storage(40), Storage(None, 9.0, 1.0)]
+    mine, yours = (plan(steps=60, tiers=tiers, state_bytes=10, tape_bytes=20, given=given) for given in (False, True))
+    assert mine.report == yours.report  # the same schedule: x_0 lies in the second tier
+    reads = list(both_sweeps(mine.schedule, 60)).count(Load(0, tier=1))
+    assert mine.seconds - yours.seconds == 9.0 + reads * 1.0
+
+
 def test_a_plan_over_tiers_runs() -> None:
     made = plan(steps=30, tiers=[Storage(30), Storage(None, 2.0, 1.0)], state_bytes=10, tape_bytes=10)
     stepper, state, cotangent = chain(30)
@@ -125,6 +147,15 @@ def test_a_plan_over_tiers_runs() -> None:
         ({"tiers": [Storage(9)], "steps": 3, "state_bytes": 5, "tape_bytes": 8}, "give at least 13 bytes"),
         ({"tiers": [Storage(5)], "steps": 3, "state_bytes": 5, "tape_bytes": 8}, "cannot hold one tape"),
         ({"steps": None, "budget": 9, "state_bytes": 0, "tape_bytes": 1}, "state_bytes=0 lets every state be kept"),
+        ({"steps": None, "budget": 9, "state_bytes": 8, "tape_bytes": 8}, "cannot reverse a chain of unknown length"),
+        ({"tiers": [], "steps": 3, "state_bytes": 5}, r"tiers=\[\] hold nothing; give at least one"),
+        ({"tiers": "9 GB", "steps": 3, "state_bytes": 5}, "tiers='9 GB' hold nothing"),
+        ({"tiers": ["9 GB"], "steps": 3, "state_bytes": 5}, r"tiers\[0\]='9 GB' is no Storage"),
+        ({"tiers": [Storage(9), Tier(3)], "steps": 3, "state_bytes": 5}, r"tiers\[1\]=Tier.* give all of them so"),
+        ({"tiers": [Storage(9, -1.0)], "steps": 3, "state_bytes": 5}, "take seconds, 0 or more"),
+        ({"steps": 9, "slots": 3, "mixed": True}, "mixed=True shares a budget= of equal steps"),
+        ({"steps": 9, "budget": 30, "holds_end": True, "state_bytes": 5, "tape_bytes": 8}, "give mixed=True as well"),
+        ({"steps": 2, "budget": 30, "state_bytes": (5, 5), "tape_bytes": (8, 8)}, "give costs= as well, or one size"),
     ],
 )
 def test_a_wrong_plan_is_named_with_a_way_out(arguments: dict[str, Any], sentence: str) -> None:
@@ -147,7 +178,8 @@ def test_a_plan_says_what_the_memory_left_to_choose_from() -> None:
     )
     tiers = [Storage(100), Storage(1000, 1.0, 1.0)]
     assert (
-        "It is the cheapest here: Binomial(slots=5) 416 s would be predicted." in plan(**sizes, tiers=tiers).explain()
+        "It is the cheapest here: Binomial(slots=5) 416 runs would be predicted."
+        in plan(**sizes, tiers=tiers).explain()
     )
 
 
