@@ -61,6 +61,11 @@ class Captured:
         return Listener(self.recorded, (*self.leaves, *self.constants, *self.vetted, *known), self.label)
 
     @property
+    def reach(self) -> Reach:
+        """Everything that the function leads to."""
+        return self._reach
+
+    @property
     def objects(self) -> Iterable[Any]:
         """Everything that the function reaches."""
         return self._reach.objects

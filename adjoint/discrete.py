@@ -13,6 +13,8 @@ from adjoint.captured import Captured
 from adjoint.checked import CheckedStepper
 from adjoint.continued import Continuable, describe, opened
 from adjoint.draws import unchanging
+from adjoint.engines.choose import Choice, chosen
+from adjoint.engines.native.sweep import NativeSweep, native_plan
 from adjoint.join import Filled, Reversal, Sweep, join
 from adjoint.memories import Memories
 from adjoint.probe import Unmarked, probe
@@ -34,6 +36,14 @@ class Discrete:
 
     def __call__(self, problem: Problem) -> Outcome:
         stepper, state, inputs = prepare(problem)
+        choice = chosen(problem, stepper, state)
+        if choice.kernel is not None:
+            return _natively(problem, stepper, state, inputs, choice)
+        outcome = self._eagerly(problem, stepper, state, inputs)
+        outcome.engine = choice.said
+        return outcome
+
+    def _eagerly(self, problem: Problem, stepper: AutogradStepper, state: State, inputs: tuple[Tensor, ...]) -> Outcome:
         if stepper.tracking and any(x.requires_grad for x in inputs):
             ambient = Ambient()
             with ambient.entered():
@@ -61,6 +71,39 @@ def prepare(problem: Problem) -> tuple[AutogradStepper, State, tuple[Tensor, ...
         stepper.reversing, stepper.block = problem.reversing, 1
     state = tuple(x.detach().contiguous() for x in problem.state)
     return stepper, state, (*problem.state, *program.inputs, *captured.tensors)
+
+
+def _natively(
+    problem: Problem, stepper: AutogradStepper, state: State, inputs: tuple[Tensor, ...], choice: Choice
+) -> Outcome:
+    """The whole chain by a compiled program. The derivative of its reverse sweep is had from torch."""
+    assert choice.kernel is not None and choice.held is not None and problem.steps is not None
+    captured, ambient = stepper.captured, Ambient()
+    weights = None if choice.known else probe(problem, captured, state)
+    stepper.marks = Unmarked(problem.program.label)
+
+    def linearised() -> Sweep:
+        other = Memories(problem, captured, state, weights or probe(problem, captured, state), None)
+
+        def again(pair: State) -> tuple[Schedule, dict[int, Store]]:
+            anew = other.of_pairs(pair)
+            second = anew.plan(stepper.frontier)
+            return second.schedule, anew.stores(second)
+
+        run, stores = _run(other.plan(stepper.frontier), stepper, other, None)
+        return Sweep(run, stepper, stores[0], ambient, Linearisation(stepper, state, again, ambient))
+
+    sweep = NativeSweep(choice.kernel, stepper, choice.held, state, linearised)
+    stepper.frontier = problem.steps
+    wanted = stepper.tracking and any(x.requires_grad for x in inputs)
+    plan = native_plan(problem, captured, state) if wanted else None
+    outputs, final = sweep.forward(None if plan is None else plan.schedule)
+    stats = Stats(problem.program, stepper, problem.steps)
+    last = final if problem.wants_final else None
+    if plan is not None:
+        reversal: Reversal = Filled(sweep, inputs) if problem.zeros else sweep
+        outputs, last = join(reversal, outputs, last, inputs)
+    return Outcome(outputs, last, stats, plan, None, choice.said)
 
 
 def without_gradient(problem: Problem, stepper: AutogradStepper, state: State) -> Outcome:

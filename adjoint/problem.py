@@ -40,6 +40,8 @@ class Problem:
     journal: str | Path | Journal | None = None
     check: bool = False
     """Whether every step is computed again, to see that it gives the same bits."""
+    engine: str = "eager"
+    """Who takes the steps: "auto", "eager" or "native"."""
 
     def check_nothing(self, gradient: str) -> None:
         """Raise ValueError if the caller wants steps compared, of a gradient that computes each once."""
@@ -106,6 +108,8 @@ class Outcome:
     stats: Stats
     plan: Plan | None = None
     failure: SolveError | None = None
+    engine: str | None = None
+    """Which engine took the steps, and why."""
 
 
 def check_memory(

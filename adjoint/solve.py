@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from adjoint.continuous import Backsolve
+from adjoint.engines.choose import EAGER, ENGINES
 from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
 from adjoint.members import MemberStats, Wishes, solve_members
@@ -109,6 +110,7 @@ def solve(
     observe: Callable[[Tensor, Any], Any] | None = None,
     observe_at: str = "times",
     cost: Callable[..., Tensor] | None = None,
+    engine: str = "auto",
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args) from y(t[0]) = y0 and return the states at every time in ``t``.
 
@@ -153,6 +155,8 @@ def solve(
         observe_at: "times" (those in ``t``) or "steps" (t[0], and after every step).
         cost: a running cost L(t, y, *args), a tensor; ``solution.costs`` is its integral. It is integrated as one more
             part of the state, by the same steps and to the same tolerances.
+        engine: who takes the steps: "eager" (torch operations, one at a time), "native" (f and its transpose compiled,
+            for small states on the CPU; where that cannot be, eager), or "auto". ``solution.engine`` says which, and why.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be meant.
@@ -161,6 +165,7 @@ def solve(
         UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
     """
     structure, state = Structure.of(y0, "y0")
+    named("engine", engine, dict.fromkeys(ENGINES))
     _check_observing(observe, observe_at, cost, batched)
     if cost is not None:
         f, y0 = with_cost(f, cost, y0, _start(t, state, batched), args)
@@ -176,9 +181,9 @@ def solve(
         "schedule": schedule,
         "journal": journal,
         "check": check,
+        "engine": engine,
     }
     how = gradient_named(gradient)
-    engine = "eager: torch operations, one at a time"
     check_call(args, max_steps)
     if batched:
         single = _for_batches(tableau, controller, time_dtype)
@@ -187,7 +192,7 @@ def solve(
         if throw and each.failure is not None:
             raise each.failure
         found = structure.unflatten(each.outputs)
-        solution = Solution(each.times, found, each.status, each.stats, each.plan, f"{engine}, in lock-step")
+        solution = Solution(each.times, found, each.status, each.stats, each.plan, f"{EAGER}, in lock-step")
         solution = _with_last(solution, each.failure)
         return solution if cost is None else _apart(solution)
     times = checked_times(t, state)
@@ -196,7 +201,7 @@ def solve(
     )
     if len(times) == 1:
         ys = structure.unflatten([x[None] for x in state])
-        solution = Solution(times, ys, "success", Stats(_Nothing()), None, engine)  # type: ignore[arg-type]
+        solution = Solution(times, ys, "success", Stats(_Nothing()), None, EAGER)  # type: ignore[arg-type]
         return _looked_at(solution, observe, cost is not None)
     function: Any = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
@@ -221,14 +226,15 @@ def solve(
     if throw and failure is not None:
         raise failure
     ending = "success" if failure is None else failure.status
+    carried = outcome.engine or f"{EAGER}; gradient={gradient!r} is made of torch operations"
     if afterwards:
         ys = structure.unflatten(outcome.outputs)
-        solution = _with_last(Solution(times, ys, ending, outcome.stats, outcome.plan, engine), failure)
+        solution = _with_last(Solution(times, ys, ending, outcome.stats, outcome.plan, carried), failure)
         return _looked_at(solution, observe, cost is not None)
     assert outcome.final is not None
     last = structure.unflatten([x[None] for x in outcome.final[: len(state)]])
     observed = shape[0].unflatten(outcome.outputs) if outcome.outputs else None
-    solution = Solution(times, last, ending, outcome.stats, outcome.plan, engine, observed, seen_at)
+    solution = Solution(times, last, ending, outcome.stats, outcome.plan, carried, observed, seen_at)
     solution = _with_last(solution, failure)
     return solution if cost is None else _apart(solution)
 

@@ -154,7 +154,7 @@ class Reach:
             if isinstance(parent, Tensor):
                 self.tensors[id(parent)] = (_readable(name), parent)
                 continue
-            for label, child in _children(parent):
+            for label, child in children(parent):
                 if isinstance(child, ATOMS):
                     continue
                 self._parents.setdefault(id(child), []).append(id(parent))
@@ -190,7 +190,7 @@ def _readable(name: str) -> str:
     return re.sub(r"\._(?:parameters|buffers|modules)\['([^']*)'\]", r".\1", name)
 
 
-def _children(parent: Any) -> Iterator[tuple[str, Any]]:
+def children(parent: Any) -> Iterator[tuple[str, Any]]:
     """What can be followed from one object, each with the text that leads there."""
     if isinstance(parent, FunctionType):
         yield from ((f" > {name}", value) for name, value in _closure(parent))
@@ -211,7 +211,7 @@ def _children(parent: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(parent, (list, tuple, set, frozenset, deque)):
         if len(parent) <= LARGEST:
             yield from ((f"[{i}]", value) for i, value in enumerate(parent))
-    elif _followable(parent):
+    elif followable(parent):
         yield from ((f".{name}", value) for name, value in _attributes(parent))
 
 
@@ -239,7 +239,7 @@ def _global_names(code: CodeType) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _followable(instance: Any) -> bool:
+def followable(instance: Any) -> bool:
     """Whether an ordinary object may be copied shallowly without anybody noticing."""
     kind = type(instance)
     if isinstance(instance, torch.jit.ScriptModule) or hasattr(kind, "__del__"):

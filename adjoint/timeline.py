@@ -82,7 +82,9 @@ class FixedTimeline:
         self._interval = np.repeat(np.arange(len(counts)), counts)
         self._fraction = (np.arange(ends[-1]) - np.repeat(ends - counts, counts)) / counts[self._interval]
         times = points[self._interval] + np.diff(points)[self._interval] * self._fraction
-        self._times: list[float] = [*times.tolist(), float(points[-1])]
+        self.times = np.append(times, points[-1])
+        """Where the steps start, and where the last one stops."""
+        self._times: list[float] = self.times.tolist()
 
     def moved_along(self, noted: FixedTimeline) -> FixedTimeline:
         """This timeline with as many steps in each interval as another."""

@@ -425,6 +425,10 @@ class ExplicitProgram:
             if inner:
                 self._of_asked = added(self._of_asked, inner.start, times[2:])
 
+    def take_ends(self, cotangents: Tensor) -> None:
+        """The cotangents of the ends of all steps, where they were added up elsewhere: shape (steps + 1,)."""
+        self._of_ends = cotangents.to(self._of_ends)
+
     def input_cotangents(self) -> Sequence[Tensor | None]:
         if not self.inputs:
             return ()

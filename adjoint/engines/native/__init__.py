@@ -1,0 +1,1 @@
+"""Whole sweeps as machine code: trace, program, compose, emit, run."""
