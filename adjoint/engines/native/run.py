@@ -5,19 +5,24 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-try:
-    import llvmlite
-    import llvmlite.binding as llvm
 
-    MISSING = ""
-except ImportError as error:
-    MISSING = f"llvmlite cannot be imported ({error})"
+def _imported(name: str) -> tuple[Any, str]:
+    """A module that may not be there, or not load; or why it cannot be had."""
+    try:
+        return import_module(name), ""
+    except (ImportError, OSError) as error:
+        return None, f"anything here, as {name} cannot be imported ({error})"
+
+
+llvm, MISSING = _imported("llvmlite.binding")
 
 VECTORISED = 2000
 """Below so many instructions LLVM looks for scalars to put into vectors; it takes too long for more."""
@@ -58,7 +63,7 @@ class Compiled:
     def __init__(self, text: str) -> None:
         self.from_disk = True
         self._machine = _machine()
-        key = "\n".join((text, llvmlite.__version__, str(llvm.llvm_version_info), *_host()))
+        key = "\n".join((text, sys.modules["llvmlite"].__version__, str(llvm.llvm_version_info), *_host()))
         name = f"{hashlib.sha256(key.encode()).hexdigest()}.o"
         data = _kept(name)
         if data is None:
