@@ -2,6 +2,7 @@
 
 from adjoint import check, state_space
 from adjoint.checked import ReproducibilityError
+from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.interpolate import DenseSolution
 from adjoint.linear_scan import linear_scan
@@ -25,16 +26,19 @@ __all__ = [
     "METHODS",
     "MULTISTEP",
     "Adams",
+    "At",
     "Backprop",
     "Backsolve",
     "Controller",
     "DenseSolution",
     "Device",
     "Discrete",
+    "Event",
     "Files",
     "Host",
     "MemberStats",
     "Objective",
+    "Occurrences",
     "ReproducibilityError",
     "Signal",
     "Solution",

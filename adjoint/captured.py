@@ -47,7 +47,7 @@ class Captured:
         """Take part in :meth:`check`."""
         if not x.is_inference():
             spoken = name.replace(f"{self.label}[0]", self.label, 1).replace(f"{self.label}[1]", "args", 1)
-            spoken = spoken.replace(f"{self.label}[2]", "observe", 1)
+            spoken = spoken.replace(f"{self.label}[2]", "observe", 1).replace(f"{self.label}[3]", "events", 1)
             self._versions.append((spoken, x, x._version))
 
     def arrivals(self) -> dict[int, Tensor]:

@@ -51,7 +51,7 @@ class Polynomials:
     def _leaf(self, coefficients: Tensor, step: Tensor, theta: Tensor) -> Tensor:
         of_step = coefficients[0] if len(coefficients) == 1 and step.ndim == 0 else coefficients[step]
         columns = of_step.unbind(step.ndim)
-        theta = theta.to(columns[0].real.dtype).reshape(*theta.shape, *[1] * (columns[0].ndim - step.ndim))
+        theta = theta.to(columns[0].real.dtype).reshape((*theta.shape, *[1] * (columns[0].ndim - step.ndim)))
         value = columns[-1]
         for column in reversed(columns[:-1]):
             value = column + theta * value

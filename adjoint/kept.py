@@ -47,7 +47,10 @@ def times_noted(function: Any, touched: Touched) -> Any:
 
 
 class Listener:
-    """Runs a function (f, args, ...) and refuses what it may have kept. ``known``: what it may use."""
+    """Runs a function (f, args, ...) and refuses what it may have kept. ``known``: what it may use.
+
+    Behind args stand more functions, or tuples of functions and of tensors.
+    """
 
     def __init__(self, function: Any, known: Iterable[Tensor], name: str) -> None:
         self._function, self._name = function, name
@@ -71,7 +74,12 @@ class Listener:
             with mode:
                 return function(*given)
 
-        result = run((partial(listened, f), args, *(partial(listened, g) for g in others)))
+        def heard_in(held: Any) -> Any:
+            if isinstance(held, tuple):
+                return tuple(map(heard_in, held))
+            return partial(listened, held) if callable(held) else held
+
+        result = run((partial(listened, f), args, *map(heard_in, others)))
         return result, {key: x for key, x in mode.unknown.items() if is_plain(x) and differentiable(x) and x.numel()}
 
 

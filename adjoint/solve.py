@@ -16,6 +16,8 @@ from torch import Tensor
 
 from adjoint.continuous import Backsolve
 from adjoint.engines.choose import EAGER, ENGINES
+from adjoint.eventful import carried_out, check_events, of_states_alone, program_with_events, put_in_order
+from adjoint.events import At, Event, Occurrences
 from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
 from adjoint.members import MemberStats, Wishes, solve_members
@@ -42,7 +44,8 @@ class Solution:
     ts: Tensor
     ys: Any
     status: str | tuple[str, ...]
-    """"success", or why the solve stopped: "max_steps", "underflow", "nonfinite". Of a batch, that of each member."""
+    """"success", "event" if a terminal one ended the solve, or why it failed: "max_steps", "underflow", "nonfinite",
+    "events". Of a batch, that of each member."""
     stats: Stats | MemberStats
     plan: Plan | None
     """The schedule of the discrete adjoint and its price; None if none is used."""
@@ -57,10 +60,17 @@ class Solution:
     member's."""
     costs: Tensor | None = None
     """The integral of ``cost`` from t[0] on, at every time in ``ts`` (in ``observed_ts`` with ``observe``)."""
+    events: tuple[Occurrences, ...] = ()
+    """When each of ``events`` happened, and the states there before and after."""
 
 
 def _values(solution: Solution) -> list[Tensor]:
-    return leaves_of_tree((solution.ys, solution.observed, solution.costs))
+    return leaves_of_tree(_parts(solution))
+
+
+def _parts(solution: Solution) -> Any:
+    happened = [(x.ts, x.before, x.after) for x in solution.events]
+    return solution.ys, solution.observed, solution.costs, happened
 
 
 def _with_values(
@@ -70,8 +80,10 @@ def _with_values(
     t = arguments["t"]
     times = t if isinstance(t, Tensor) and t.is_floating_point() else solution.ts
     status: Any = solution.status if len(every) == 1 else tuple(x.status for x in every)
-    ys, observed, costs = tree_of_leaves((solution.ys, solution.observed, solution.costs), [], values, {})
-    return replace(solution, ts=times, ys=ys, observed=observed, costs=costs, status=status)
+    times = times[..., : len(solution.ts)] if solution.events else times
+    ys, observed, costs, happened = tree_of_leaves(_parts(solution), [], values, {})
+    events = tuple(Occurrences(*x) for x in happened)
+    return replace(solution, ts=times, ys=ys, observed=observed, costs=costs, status=status, events=events)
 
 
 def _follows(arguments: dict[str, Any]) -> bool:
@@ -111,6 +123,7 @@ def solve(
     observe_at: str = "times",
     cost: Callable[..., Tensor] | None = None,
     engine: str = "auto",
+    events: Sequence[Event | At] = (),
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args) from y(t[0]) = y0 and return the states at every time in ``t``.
 
@@ -157,6 +170,10 @@ def solve(
             part of the state, by the same steps and to the same tolerances.
         engine: who takes the steps: "eager" (torch operations, one at a time), "native" (f and its transpose compiled,
             for small states on the CPU; where that cannot be, eager), or "auto". ``solution.engine`` says which, and why.
+        events: what happens where a function of the solution crosses zero (:class:`Event`) or at known times
+            (:class:`At`): the state is reset, the solve ends, or it is only noted. ``solution.events[i]`` says when
+            ``events[i]`` happened; gradients reach these times, and go through resets. An asked time at which the
+            state changes shows it before the change; a terminal event leaves the times behind it out.
 
     Raises:
         ValueError, TypeError: for arguments that cannot be meant.
@@ -172,6 +189,7 @@ def solve(
         structure, state = Structure.of(y0, "y0")
         norm = None if norm is None else partial(_of_the_first, norm)
         observe = None if observe is None else with_integral(observe)
+        events = of_states_alone(events) if events else ()
     tableau = method_asked_for(method)
     check_memory(slots, budget, tiers, schedule)
     memory: dict[str, Any] = {
@@ -185,6 +203,10 @@ def solve(
     }
     how = gradient_named(gradient)
     check_call(args, max_steps)
+    if events:
+        refused = {"batched=True": batched, "observe=": observe is not None}
+        refused["gradient='backsolve'"] = isinstance(how, Backsolve)
+        events = check_events(events, tableau, checked_times(t, state) if not batched else torch.zeros(2), refused)
     if batched:
         single = _for_batches(tableau, controller, time_dtype)
         wishes = Wishes(single, rtol, atol, dt, max_steps, _controller(controller), norm, jumps)
@@ -205,6 +227,17 @@ def solve(
         return _looked_at(solution, observe, cost is not None)
     function: Any = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
+    if events:
+        assert isinstance(tableau, Tableau)
+        eventful = program_with_events(tableau, times, structure, start, control, events)
+        with progress_ticker(progress, None) as tick:
+            outcome = carried_out(eventful, function, times, state, how, memory, tick)
+        reached, ys, happened, ending = put_in_order(eventful, outcome, times, structure)
+        if throw and outcome.failure is not None:
+            raise outcome.failure
+        solution = Solution(reached, ys, ending, outcome.stats, outcome.plan, engine, events=happened)
+        solution = _with_last(solution, outcome.failure)
+        return solution if cost is None else _apart(solution)
     solver = program_of(tableau, times, structure, start, control)
     afterwards = observe is None or isinstance(how, Backsolve)
     program: Any = solver
@@ -304,6 +337,8 @@ def _looked_at(solution: Solution, observe: Callable[[Tensor, Any], Any] | None,
 def _apart(solution: Solution) -> Solution:
     """States and integral of the running cost, each in its place."""
     ys, costs = solution.ys
+    happened = (replace(x, before=x.before[0], after=x.after[0]) for x in solution.events)
+    solution = replace(solution, events=tuple(happened))
     if solution.observed_ts is None:
         return replace(solution, ys=ys, costs=costs)
     observed, costs = (None, None) if solution.observed is None else solution.observed

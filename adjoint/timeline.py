@@ -224,6 +224,36 @@ CONTROLLERS: dict[str, Controller] = {
 """By name; PID is the filter H312 of Soederlind (2003), for smooth step sequences."""
 
 
+class CutTimeline:
+    """Steps to planned stops, one after the other; each starts where the last one ended, or where it was cut."""
+
+    def __init__(self, start: float, stops: list[float], landing: bool, frozen: bool = False) -> None:
+        self.landing = landing
+        self._starts, self._stops = [start], stops
+        self._frozen = frozen
+        """Whether the stops are those of an earlier solve, that over the rest of a cut step among them."""
+
+    @property
+    def steps(self) -> int:
+        return len(self._stops)
+
+    done = False
+
+    def ends(self, step: int) -> tuple[float, float]:
+        start = self._starts[step] if step < len(self._starts) else self._stops[step - 1]
+        return start, self._stops[step]
+
+    def take(self, step: int, cut: float | None) -> None:
+        """This step has been taken, and cut at a time inside of it if that is given."""
+        stop = self._stops[step]
+        self._starts.append(stop if cut is None else cut)
+        if cut is not None and cut != stop and not self._frozen:
+            self._stops.insert(step + 1, stop)
+
+    def knots(self, t: Tensor) -> Tensor:
+        raise NotImplementedError("the times of cut steps are carried by the state")
+
+
 @dataclass
 class AdaptiveTimeline:
     """Times found on the way from ``start`` to ``stop``; what has been accepted never changes again."""
@@ -244,6 +274,7 @@ class AdaptiveTimeline:
 
     def __post_init__(self) -> None:
         self._times = [self.start]
+        self._uncut: dict[int, float] = {}
         self._length = min(abs(self.stop - self.start), self.controller.max_step)
         self._previous = (1.0, 1.0)
         self._just_rejected = False
@@ -264,7 +295,11 @@ class AdaptiveTimeline:
         return self._times[-1] == self.stop
 
     def ends(self, step: int) -> tuple[float, float]:
-        return self._times[step], self._times[step + 1]
+        return self._times[step], self._uncut.get(step, self._times[step + 1])
+
+    def cut(self, t: float) -> None:
+        """The last step happened as it is; the next one starts at t, inside of it."""
+        self._uncut[self.steps - 1], self._times[-1] = self._times[-1], t
 
     @property
     def trial(self) -> tuple[float, float]:

@@ -55,3 +55,22 @@ def least_squares(residuals: Callable[[Tensor], Tensor], start: Tensor, **option
 
     count = len(values(start.numpy()))
     return scipy.optimize.least_squares(values, start.numpy(), jacobian, x_scale="jac", **options)
+
+
+def least_squares_in_rows(residuals: Callable[[Tensor], Tensor], start: Tensor, **options: Any) -> OptimizeResult:
+    """scipy's least_squares, the Jacobian from one reverse sweep for each residual.
+
+    For solves that cannot be made in copies: events happen at other times in each. With ``gradient="tangent"`` inside, a
+    row costs next to nothing.
+    """
+
+    def values(x: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return residuals(torch.tensor(x)).numpy()
+
+    def jacobian(x: np.ndarray) -> np.ndarray:
+        point = torch.tensor(x).requires_grad_()
+        rows = residuals(point).unbind()
+        return np.stack([torch.autograd.grad(r, point, retain_graph=True)[0].numpy() for r in rows])
+
+    return scipy.optimize.least_squares(values, start.numpy(), jacobian, **options)

@@ -28,6 +28,7 @@ from adjoint.timeline import (
     AdaptiveTimeline,
     Asked,
     Controller,
+    CutTimeline,
     FixedTimeline,
     GraphTimes,
     GridTimeline,
@@ -153,6 +154,8 @@ class ExplicitProgram:
     series: State = ()
     watch: Callable[[Stages], None] | None = None
     """Is shown the stages of every step."""
+    moving: Callable[[Stages], Tensor | None] | None = None
+    """Gives the times of a step (start, stop, the asked ones inside) on the graph, if they depend on anything there."""
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class ExplicitProgram:
         self.view: View | None = None
         self.method: Any = tableau
         self.asked = Asked([float(x) for x in t.tolist()])
-        self.timeline: FixedTimeline | GridTimeline | StridingTimeline | AdaptiveTimeline
+        self.timeline: FixedTimeline | GridTimeline | StridingTimeline | AdaptiveTimeline | CutTimeline
         self.inputs: tuple[Tensor, ...] = (t,) if t.requires_grad else ()
         self.evaluations = 0
         self.graph_times: GraphTimes | None = None
@@ -375,6 +378,10 @@ class ExplicitProgram:
         self._tables[first] = table = self._make_table(ends).flatten().unbind()
         return table
 
+    def forget_times(self) -> None:
+        """Steps that have been laid out start elsewhere now."""
+        self._tables.clear()
+
     def time(self, t: float) -> Tensor:
         return torch.tensor(t, dtype=self.dtype, device=self.device)
 
@@ -406,7 +413,10 @@ class ExplicitProgram:
     def reuse(self, k: int, state: State) -> State | None:
         """The first slope of this step, if it was the last of the step before (first same as last)."""
         known, self._known_slope = self._known_slope, None
-        return known[2] if known is not None and known[0] == k and known[1] is state else None
+        if known is None or known[0] != k:
+            return None
+        same = known[1] is state or all(x is y for x, y in zip(known[1], state, strict=True))
+        return known[2] if same else None
 
     def remember(self, k: int, state: State, slope: State) -> None:
         self._known_slope = (k, state, slope)

@@ -74,20 +74,24 @@ class Stages:
         self.h: Scalar = stop - start
         self.fractions: list[Scalar] = [(program.asked.t[j] - start) / (stop - start) for j in self.inner]
         self.slopes: list[State] = []
-        if program.inputs:
-            self._differentiable_times()
+        numbers = None if program.moving is None else program.moving(self)
+        if program.inputs or numbers is not None:
+            self._differentiable_times(numbers)
         else:
             self.times = program.stage_times(k, start, stop)
 
-    def _differentiable_times(self) -> None:
+    def _differentiable_times(self, given: Tensor | None) -> None:
+        """Times as tensors: those given (start, stop, the asked ones inside), or made here."""
         program = self.program
         asked = [program.asked.t[j] for j in self.inner]
-        numbers = torch.tensor([self.start, self.stop, *asked], dtype=program.wide, device=program.device)
-        if program.graph_times is not None:
+        if given is not None:
+            numbers = given
+        elif program.graph_times is not None:
             ends = program.graph_times.ends(self.k, self.start, self.stop)
             numbers = torch.cat((ends, program.t[self.inner.start : self.inner.stop].to(ends)))
-        elif self.recording:
-            numbers.requires_grad_()
+        else:
+            numbers = torch.tensor([self.start, self.stop, *asked], dtype=program.wide, device=program.device)
+            numbers.requires_grad_(self.recording)
         self.leaf = numbers
         start, stop, *asked_times = numbers.unbind()
         self.h = h = stop - start
@@ -160,7 +164,7 @@ class Stages:
             smooth = not program.jumps_at(self.stop)
             if smooth and program.tableau.first_same_as_last:
                 program.remember(self.k + 1, self.new, self.slopes[-1])
-        own = self.leaf is not None and self.recording and program.graph_times is None
+        own = self.leaf is not None and self.recording and program.graph_times is None and program.moving is None
         return Step(self.carried(), outputs, (self.leaf,) if own and self.leaf is not None else ())
 
     def carried(self) -> State:
