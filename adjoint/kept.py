@@ -74,13 +74,15 @@ class Listener:
             with mode:
                 return function(*given)
 
-        def heard_in(held: Any) -> Any:
-            if isinstance(held, tuple):
-                return tuple(map(heard_in, held))
-            return partial(listened, held) if callable(held) else held
-
-        result = run((partial(listened, f), args, *map(heard_in, others)))
+        result = run((partial(listened, f), args, *(_through(listened, g) for g in others)))
         return result, {key: x for key, x in mode.unknown.items() if is_plain(x) and differentiable(x) and x.numel()}
+
+
+def _through(listened: Callable[..., Any], held: Any) -> Any:
+    """Functions, and those in tuples, called by ``listened``."""
+    if isinstance(held, tuple):
+        return tuple([_through(listened, x) for x in held])
+    return partial(listened, held) if callable(held) else held
 
 
 class _Listening(TorchFunctionMode):

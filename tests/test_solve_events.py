@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -172,6 +174,28 @@ def test_the_gradient_is_that_of_the_frozen_steps(method: str) -> None:
 
     inputs = [*(x.detach() for x in numbers()), torch.tensor([0.0, 1.7, 3.5], dtype=D), when]
     assert abs(check.taylor_test(loss, inputs, h=1e-4, halvings=5).slope - 2) < 0.1
+
+
+def test_the_memory_of_a_gradient_is_given_back() -> None:
+    """Nothing of a solve lives on in a reference cycle."""
+    held: list[Any] = []
+    inputs = numbers()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        held.append(weakref.ref(y))
+        return torch.stack((y[1], -inputs[1]))
+
+    bounce = Event(lambda t, y: y[0], lambda t, y: torch.stack((y[0], -0.8 * y[1])))
+    gc.collect()
+    gc.disable()
+    try:
+        loss = seen(adjoint.solve(f, inputs[0], [0.0, 3.0], events=[bounce, At([1.0])], slots=2))
+        torch.autograd.grad(loss, inputs[:2])
+        del loss
+        alive = [ref for ref in held if ref() is not None and ref() is not inputs[0]]
+    finally:
+        gc.enable()
+    assert not alive
 
 
 def test_derivatives_of_derivatives() -> None:

@@ -89,11 +89,6 @@ class EventfulProgram:
         self._crossings = Crossings(self.events)
         self._hold: tuple[Tensor, Any] | None = None
         self._stages: Stages | None = None
-        self._bind()
-
-    def _bind(self) -> None:
-        self.inner.moving = self._numbers
-        self.inner.watch = self._seen
 
     @property
     def timeline(self) -> Any:
@@ -145,7 +140,6 @@ class EventfulProgram:
         other = copy.copy(self)
         other.inner, other.log = self.inner.sample(), Log()
         other._trial = True
-        other._bind()
         return other
 
     def on_graph(self) -> EventfulProgram:
@@ -173,7 +167,6 @@ class EventfulProgram:
     def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
         f, args, _, hold = function
         y, since = state[:-1], state[-1]
-        self._hold = since, hold
         rows: list[tuple[int, State]] = []
         known = () if k or self._trial else self.known_at(self.asked.t[0])
         for row, (i, j) in enumerate(known):
@@ -181,9 +174,8 @@ class EventfulProgram:
         first = k == self.taken and not self._trial
         if first and k == 0:
             self._crossings.begin(self._value(hold, args), self.asked.t[0], y)
-        step = self.inner.step((f, args), k, y, recording, outputs)
-        stages = self._stages
-        assert stages is not None
+        self._hold = since, hold
+        step, stages = self._plain_step((f, args), k, y, recording, outputs)
         if self._trial:
             return Step((*step.state, since), self._asked(step, None, since, hold), ())
         if first:
@@ -194,6 +186,16 @@ class EventfulProgram:
             self._after(note, new, args, hold)
         seen = (*self._asked(step, note.cut, since, hold), *rows) if outputs else ()
         return Step((*new, since), seen, leaves)
+
+    def _plain_step(self, function: Any, k: int, y: State, recording: bool, outputs: bool) -> tuple[Step, Stages]:
+        """The step as if nothing happened in it. Nothing of it is held on to: a cycle would keep its graph alive."""
+        self.inner.moving, self.inner.watch = self._numbers, self._seen
+        try:
+            step = self.inner.step(function, k, y, recording, outputs)
+            assert self._stages is not None
+            return step, self._stages
+        finally:
+            self.inner.moving = self.inner.watch = self._stages = self._hold = None
 
     def _seen(self, stages: Stages) -> None:
         self._stages = stages
