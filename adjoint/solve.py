@@ -235,7 +235,7 @@ def solve(
         reached, ys, happened, ending = put_in_order(eventful, outcome, times, structure)
         if throw and outcome.failure is not None:
             raise outcome.failure
-        solution = Solution(reached, ys, ending, outcome.stats, outcome.plan, engine, events=happened)
+        solution = Solution(reached, ys, ending, outcome.stats, outcome.plan, outcome.engine or EAGER, events=happened)
         solution = _with_last(solution, outcome.failure)
         return solution if cost is None else _apart(solution)
     solver = program_of(tableau, times, structure, start, control)
