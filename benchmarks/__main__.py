@@ -11,6 +11,7 @@ import torch
 from benchmarks import batched, eager, memory, online, plans
 from benchmarks.measure import Section, machine
 from benchmarks.peers import report as peers
+from benchmarks.sequences import report as sequences
 
 HEAD = "# Benchmarks\n"
 
@@ -27,6 +28,7 @@ SECTIONS = {
     "plans": plans.run,
     "online": online_run,
     "peers": peers.run,
+    "sequences": sequences.run,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -13,6 +14,8 @@ import torch
 from benchmarks.peers import in_torch, measure, report
 from benchmarks.peers.measure import CONTENDERS, Measured
 from benchmarks.peers.problems import problems
+from benchmarks.sequences import in_torch as sequences_in_torch
+from benchmarks.sequences import report as sequences
 
 SMALL = [replace(p, steps=4) for p in problems().values() if p.y0.nbytes < 2**20]
 
@@ -60,3 +63,25 @@ def test_a_table_without_the_loop_has_no_ratios_and_the_picture_is_drawn() -> No
     text = report.table(problem, rows).markdown()
     assert "takes longer than 300 s" in text and "| 600 ms |  | 1.0 MB |  |  | 1.0 s |" in text
     assert report.section({problem.name: rows}).pictures[0][0] == "peers.png"
+
+
+def test_every_way_through_a_long_sequence_gives_the_gradient_of_the_loop() -> None:
+    length = 60
+    expected = sequences_in_torch.loop(length)()
+    ways = ("parallel", "every_chunk", "sequential", "any_step", "all_tapes", "all_tapes_sequential", "checkpointed")
+    for way in ways:
+        for mine, loops in zip(getattr(sequences_in_torch, way)(length)(), expected, strict=True):
+            np.testing.assert_allclose(mine, loops, rtol=1e-11, atol=1e-13, err_msg=way)
+
+
+def test_chunks_of_a_long_sequence_run_as_often_as_its_table_says_and_give_the_bits_of_all_tapes() -> None:
+    label, module, function = sequences.CONTENDERS[0]
+    row = sequences.measured(900, label, module, function)
+    assert row.why_not is None and row.seconds > 0
+    text = sequences.table(900, [row]).markdown()
+    found = re.search(r"Chunks run by the plan: (\d+); counted: (\d+)", text)
+    assert found is not None and found[1] == found[2] and "in parallel" in text
+    for few, all_tapes in (("parallel", "all_tapes"), ("sequential", "all_tapes_sequential")):
+        runs = [getattr(sequences_in_torch, way)(900)() for way in (few, all_tapes)]
+        assert all(np.array_equal(a, b) for a, b in zip(*runs, strict=True))
+    assert sequences.picture({900: [row]}).axes
