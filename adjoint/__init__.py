@@ -1,7 +1,9 @@
 """Exact discrete adjoint gradients of time-stepping programs on torch tensors, within a memory budget."""
 
 from adjoint import check, state_space
+from adjoint.chain import chain, checkpoint, checkpoint_sequential, graph
 from adjoint.checked import ReproducibilityError
+from adjoint.checkpointed import Checkpointed, checkpointed
 from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.interpolate import DenseSolution
@@ -29,6 +31,7 @@ __all__ = [
     "At",
     "Backprop",
     "Backsolve",
+    "Checkpointed",
     "Controller",
     "DenseSolution",
     "Device",
@@ -48,9 +51,14 @@ __all__ = [
     "TakenStep",
     "Tangent",
     "UntrackedTensorError",
+    "chain",
     "check",
+    "checkpoint",
+    "checkpoint_sequential",
+    "checkpointed",
     "frozen_steps",
     "gauss_newton",
+    "graph",
     "hvp",
     "linear_scan",
     "odeint",

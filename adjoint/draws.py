@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adjoint import randomness
 from adjoint.captured import Captured
+from adjoint.randomness import Source
 from adjoint.tensors import State
 
 TRIES = 3
@@ -29,17 +27,6 @@ class Drawing(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.drew |= torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **(kwargs or {}))
-
-
-class Source(NamedTuple):
-    """A generator of random numbers: how to get and set its state."""
-
-    get: Callable[[], Any]
-    restore: Callable[[Any], Any]
-    shared: bool = False
-    """Whether all threads draw from it."""
-    torchs: bool = False
-    """Whether operations of torch draw from it, and nothing else."""
 
 
 @contextmanager
@@ -81,39 +68,12 @@ def _given_back(generators: Sequence[Source]) -> Iterator[list[Source]]:
     drawn: list[Source] = []
     yield drawn
     for source, old in zip(generators, kept, strict=True):
-        if not _same(source.get(), old):
+        if not randomness.same(source.get(), old):
             drawn.append(source)
             source.restore(old)
 
 
 def _generators(state: State, captured: Captured) -> list[Source]:
     """Those that the function may draw from."""
-    found = [
-        Source(torch.get_rng_state, torch.set_rng_state, True, True),
-        Source(random.getstate, random.setstate, True),
-        Source(partial(np.random.get_state, legacy=False), np.random.set_state, True),
-    ]
-    for on in {x.device for x in state if x.is_cuda}:
-        get, restore = partial(torch.cuda.get_rng_state, on), partial(torch.cuda.set_rng_state, device=on)
-        found.append(Source(get, restore, True, True))
-    for held in captured.objects:
-        if isinstance(held, torch.Generator):
-            found.append(Source(held.get_state, held.set_state))
-        elif isinstance(held, np.random.RandomState):
-            found.append(Source(partial(held.get_state, legacy=False), held.set_state))
-        elif isinstance(held, random.Random):
-            found.append(Source(held.getstate, held.setstate))
-        elif isinstance(held, np.random.Generator):
-            bits = held.bit_generator
-            found.append(Source(partial(getattr, bits, "state"), partial(setattr, bits, "state")))
-    return found
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, dict):
-        return all(_same(a[key], b[key]) for key in a)
-    return bool(a == b)
+    devices = {x.device for x in state if x.is_cuda}
+    return [*randomness.ambient(), *map(randomness.of_device, devices), *randomness.held(captured.objects)]

@@ -34,7 +34,8 @@ class Meter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = self.peak = self.made = 0
+        """Bytes now, at most, and of all tensors that were made."""
         self.operations: list[str] = []
         self._known: dict[int, int] = {}
 
@@ -57,6 +58,7 @@ class Meter(TorchDispatchMode):
         if key not in self._known:
             self._known[key] = size
             self.live += size
+            self.made += size
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._gone, key)
 

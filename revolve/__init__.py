@@ -44,6 +44,7 @@ from revolve.planner import OpenPlan, Storage, plan
 from revolve.referee import VerificationError, verify
 from revolve.run import Run, Stepper
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
+from revolve.segments import Segments
 from revolve.selected import Bisection, Selected
 from revolve.sizes import Parts
 from revolve.stores import CheckpointStore, Disk, Memory
@@ -84,6 +85,7 @@ __all__ = [
     "Save",
     "Saved",
     "Schedule",
+    "Segments",
     "Selected",
     "Stages",
     "Stepper",

@@ -130,6 +130,8 @@ class Plan:
     """What a state takes in each tier, where that is not ``state_bytes``."""
     why: str = ""
     """What the memory left to choose from, in a sentence."""
+    peak_bytes: int | None = None
+    """The predicted peak, where it was weighed action by action."""
 
     @cached_property
     def report(self) -> Report:
@@ -144,6 +146,8 @@ class Plan:
     def bytes(self) -> int:
         """The predicted peak in the first tier: kept states (x_0 only if it is not given), tapes held at one moment,
         and the rest."""
+        if self.peak_bytes is not None:
+            return self.peak_bytes
         if isinstance(self.schedule, Differing):
             return self.schedule.peak(self.steps) + self.working_bytes
         if isinstance(self.schedule, (Mixed, Stages)):

@@ -9,14 +9,15 @@ whatever else is made again, whichever is cheaper. Step k runs node k and lets g
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
-from revolve.actions import ADVANCE, RECORD, Action, Record, Reverse
+from revolve.actions import ADVANCE, RECORD, Action, Advance, Drop, Load, Record, Reverse, Save, Schedule, decode
 from revolve.binomial import whole
 from revolve.budget import BudgetError, Plan, counted, fitting, format_bytes, parse_bytes
-from revolve.chains import Differing, weigh
+from revolve.chains import Differing
 from revolve.schedules import StoreAll
 from revolve.sizes import Parts
 
@@ -32,11 +33,15 @@ class Node(NamedTuple):
     bytes: int = 0
     """Of the output."""
     tape_bytes: int = 0
-    """What its transpose needs."""
+    """What its transpose needs, besides outputs of nodes."""
     running: int = 0
-    """What one run needs for a moment, besides inputs and output."""
+    """What one run needs for a moment, besides what it uses and its output."""
     recording: int = 0
-    """What recording and reversing it needs at most, tape and cotangents included."""
+    """What recording it needs at most, besides what it uses: output, tape and what passes."""
+    reversing: int = 0
+    """What reversing it needs at most, besides outputs that it saves: tape, cotangents and what passes."""
+    saves: tuple[str, ...] = ()
+    """Nodes (itself, or some that it uses) whose outputs its transpose needs too."""
 
 
 class Network:
@@ -59,6 +64,9 @@ class Network:
         self.last_use = {name: k for k, node in enumerate(self.nodes) for name in node.dependencies}
         """Where each name is used last."""
         for k, node in enumerate(self.nodes):
+            unknown = set(node.saves) - {node.name, *node.dependencies}
+            if unknown:
+                raise ValueError(f"node {node.name!r} saves {min(unknown)!r}; it can save what it uses or makes")
             for name in node.dependencies:
                 if self.place.get(name, -1) >= k:
                     raise ValueError(
@@ -78,9 +86,21 @@ class Network:
         used = (name for node in self.nodes for name in node.dependencies)
         return tuple(dict.fromkeys(name for name in used if name not in self.place))
 
+    def size(self, values: Iterable[int]) -> int:
+        """Bytes of these outputs."""
+        return sum(self.nodes[k].bytes for k in values)
+
+    def used(self, step: int) -> frozenset[int]:
+        """The nodes whose outputs this one uses."""
+        return frozenset(self.place[name] for name in self.nodes[step].dependencies if name in self.place)
+
     def crossing(self, step: int) -> int:
         """Bytes of what is made before this node and used after it: its cotangents wait while the node is reversed."""
-        return sum(self.nodes[k].bytes for k in self.live[step] & self.live[step + 1])
+        return self.size(self.live[step] & self.live[step + 1])
+
+    def taped(self, step: int) -> frozenset[int]:
+        """The outputs that the tape of this node holds."""
+        return frozenset(self.place[name] for name in self.nodes[step].saves if name in self.place)
 
     def chain(self, budget: int) -> Differing:
         """The chain under a budget in bytes for kept outputs, tapes and what a run needs."""
@@ -90,11 +110,67 @@ class Network:
             costs=tuple(node.cost for node in nodes),
             states=(),
             budget=budget,
-            tapes=tuple(node.tape_bytes for node in nodes),
+            tapes=tuple(nodes[k].tape_bytes + self.size(self.taped(k)) for k in steps),
             running=tuple(node.bytes + node.running for node in nodes),
-            recording=tuple(self.crossing(k) + max(nodes[k].recording, nodes[k].tape_bytes) for k in steps),
+            recording=tuple(self._at_once(k) for k in steps),
             parts=parts,
         )
+
+    def _at_once(self, step: int) -> int:
+        """What recording and reversing a node at once needs, with the cotangents that wait beside it."""
+        node = self.nodes[step]
+        before = self.size(self.live[step + 1]) + self.size(self.used(step)) + max(node.recording, node.bytes)
+        return max(before, self.size(self.taped(step)) + self.reversing(step))
+
+    def reversing(self, step: int) -> int:
+        """What reversing a node needs besides outputs that it saves, with the cotangents that wait beside its own."""
+        return self.crossing(step) + max(self.nodes[step].reversing, self.nodes[step].tape_bytes)
+
+    def weigh(self, actions: Iterable[Action]) -> tuple[float, int]:
+        """Cost and peak of both sweeps, value by value: what several hold counts once, and cotangents wait."""
+        cost, peak, stop, reversing = 0.0, 0, len(self.nodes), False
+        working: frozenset[int] = frozenset()
+        kept: dict[int, frozenset[int]] = {}
+        tapes: set[int] = set()
+
+        def held(*values: Iterable[int]) -> int:
+            """Kept states, tapes and these values, and the cotangents that wait while the reverse sweep recomputes."""
+            together = frozenset().union(*kept.values(), *map(self.taped, tapes), *values)
+            waiting = self.size(self.live[stop]) if reversing else 0
+            return self.size(together) + sum(self.nodes[k].tape_bytes for k in tapes) + waiting
+
+        for action in actions:
+            match action:
+                case Advance(start, end) | Record(start, end):
+                    for k in range(start, end):
+                        cost += self.nodes[k].cost
+                        node, used = self.nodes[k], working if k < stop - 1 else self.used(k)
+                        needs = node.recording if isinstance(action, Record) else node.bytes + node.running
+                        peak = max(peak, held(used) + max(needs, node.bytes))
+                        working = (working | {k}) & self.live[k + 1] if k < stop - 1 else frozenset()
+                        if isinstance(action, Record):
+                            tapes.add(k)
+                case Reverse(start, end):
+                    working, reversing = frozenset(), True
+                    for k in reversed(range(start, end)):
+                        tapes.remove(k)
+                        stop = k
+                        waiting = self.size(self.live[k])
+                        peak = max(peak, held(self.taped(k)) - waiting + self.reversing(k))
+                case Save(step):
+                    kept[step] = self.live[step]
+                case Load(step):
+                    working = self.live[step]
+                case Drop(step):
+                    del kept[step]
+            peak = max(peak, held(working))
+        return cost, peak
+
+    def plan(self, schedule: Schedule, why: str = "") -> Plan:
+        """The plan of any schedule on this network, priced."""
+        steps = len(self.nodes)
+        made = Plan(steps, schedule, given=True, why=why)
+        return replace(made, peak_bytes=self.weigh(decode(made.array()))[1])
 
     def runs(self, plan: Plan) -> dict[str, int]:
         """How often a plan runs each node, its one recorded run included."""
@@ -106,33 +182,35 @@ class Network:
 
 
 def plan_graph(nodes: Iterable[Node] | Network, budget: int | str, outputs: Sequence[str] | None = None) -> Plan:
-    """The cheapest plan (of those that keep to the end, see :class:`Differing`) within a budget in bytes.
+    """The cheapest plan within a budget in bytes, of those that keep what they keep until it is needed no more.
 
     ``nodes``: in an order in which they can run. Inputs of the network are the caller's, and cost nothing. Nothing runs
     twice if all tapes fit. Raises :class:`BudgetError`, which knows the smallest budget that works.
+
+    :class:`Differing` proposes plans: it counts what a tape and a state have in common twice, and does not know which
+    cotangents wait. Each is weighed value by value, and the cheapest that fits is taken.
     """
     network = nodes if isinstance(nodes, Network) else Network(nodes, outputs)
     limit, steps = parse_bytes(budget, "budget"), len(network.nodes)
-    chain = network.chain(limit)
-    smallest = chain.smallest(steps)
+    everything = network.plan(StoreAll(), f"{fitting(steps)} the budget.")
+    if everything.bytes <= limit:
+        return everything
+    least = network.chain(0).smallest(steps)
+    small = [network.plan(network.chain(int(least * share))) for share in (1.0, 1.1, 1.25, 1.5)]
+    smallest = min(plan.bytes for plan in (*small, everything))
     if smallest > limit:
         raise BudgetError(f"budget={budget!r} cannot reverse a network of {counted(steps, 'node')}", smallest)
-    total, everything = sum(chain.costs), store_all_bytes(chain)
-    if everything <= limit:
-        return Plan(steps, StoreAll(), working_bytes=everything, given=True, why=f"{fitting(steps)} the budget.")
-    again = chain.cost(steps) / total - 1 if total else 0.0
-    return Plan(
-        steps,
-        chain,
-        given=True,
-        why=f"All tapes at once would take {format_bytes(everything)}; what is run again costs {again:.0%} of one run of "
-        f"everything. A skip is kept or made again with the states that it crosses.",
+    near = {int(limit * share) for share in (0.7, 0.85, 0.95, 1.0, 1.1, 1.25, 1.5)}
+    plans = [*small, *(network.plan(network.chain(proposed)) for proposed in near if proposed >= least)]
+    best = min((plan for plan in plans if plan.bytes <= limit), key=lambda plan: (_cost(network, plan), plan.bytes))
+    total = sum(node.cost for node in network.nodes)
+    again = _cost(network, best) / total - 1 if total else 0.0
+    return replace(
+        best,
+        why=f"All tapes at once would take {format_bytes(everything.bytes)}; what is run again costs {again:.0%} of one run "
+        f"of everything. A skip is kept or made again with the states that it crosses.",
     )
 
 
-def store_all_bytes(chain: Differing) -> int:
-    """The peak when every tape is kept."""
-    steps = len(chain.costs)
-    rows: list[Action] = [Record(k, k + 1) for k in range(steps)]
-    rows += [Reverse(k, k + 1) for k in reversed(range(steps))]
-    return weigh(rows, chain.costs, chain.states, chain.tapes, chain.running, chain.recording, chain.parts)[1]
+def _cost(network: Network, plan: Plan) -> float:
+    return sum(node.cost * runs for node, runs in zip(network.nodes, network.runs(plan).values(), strict=True))

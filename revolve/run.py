@@ -158,6 +158,23 @@ class Run(Generic[State, Tape, Cotangent]):
         assert result is not None and not self._leaving
         return result
 
+    def reversing(self) -> Iterator[tuple[int, int, Tape]]:
+        """The reverse sweep for a caller who transposes by himself: (start, stop, tape) when the turn of a tape comes."""
+        assert self.steps is not None
+        if self._first is not None and not any(step == 0 for step, _ in self._states):
+            self._states.add((0, GIVEN))
+        self._reversed = self.steps
+        with self._undone():
+            for verb, a, b in self._foreseen(actions_of(self.schedule, self.steps, self.saved)):
+                if verb != REVERSE:
+                    self._execute(([verb, a, b],), None)
+                    continue
+                self._state, self._at = None, -1
+                yield a, b, self._tapes.pop((a, b))
+                self._reversed = a
+                self._based.pop((a, b), None)
+                self._leave()
+
     # -- going on where an earlier process was
 
     def _go_on(self, state: State, point: Point | None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pytest
@@ -41,6 +41,7 @@ def networks(draw: st.DrawFn, longest: int = 6) -> Network:
         skips = draw(st.lists(st.sampled_from(earlier), max_size=2, unique=True)) if k else []
         first = f"n{k - 1}" if k else "x"
         tape = draw(st.integers(0, 8))
+        saves = draw(st.lists(st.sampled_from([f"n{k}", first, *skips]), max_size=2, unique=True))
         nodes.append(
             Node(
                 f"n{k}",
@@ -50,6 +51,8 @@ def networks(draw: st.DrawFn, longest: int = 6) -> Network:
                 tape_bytes=tape,
                 running=draw(st.integers(0, 3)),
                 recording=tape + draw(st.integers(0, 3)),
+                reversing=tape + draw(st.integers(0, 3)),
+                saves=tuple(saves),
             )
         )
     return Network(nodes)
@@ -64,36 +67,35 @@ def carried_out(network: Network, plan: Plan) -> tuple[float, int]:
     tapes: set[int] = set()
 
     def held(*values: set[int]) -> int:
-        return sum(nodes[v].bytes for v in set().union(*kept.values(), *values)) + sum(
-            nodes[k].tape_bytes for k in tapes
-        )
+        saved = {network.place[name] for k in tapes for name in nodes[k].saves if name in network.place}
+        outputs = set().union(*kept.values(), *values, saved)
+        return sum(nodes[v].bytes for v in outputs) + sum(nodes[k].tape_bytes for k in tapes) + waiting
 
-    actions = list(decode(plan.array()))
-    for action, after in zip(actions, [*actions[1:], None], strict=True):
+    waiting = 0
+    for action in decode(plan.array()):
         match action:
-            case Advance(start, end) | Record(start, end) if after != Reverse(start, end) or end - start > 1:
+            case Advance(start, end) | Record(start, end):
                 for k in range(start, end):
                     assert working is not None
-                    assert {network.place[name] for name in nodes[k].dependencies if name in network.place} <= working
+                    used = {network.place[name] for name in nodes[k].dependencies if name in network.place}
+                    assert used <= working
                     cost += nodes[k].cost
-                    if not (isinstance(action, Record) and k == stop - 1):
-                        peak = max(peak, held(working, {k}) + nodes[k].running)
-                    if isinstance(action, Record):
+                    recorded = isinstance(action, Record)
+                    own = nodes[k].recording if recorded else nodes[k].bytes + nodes[k].running
+                    peak = max(peak, held(used if k == stop - 1 else working) + max(own, nodes[k].bytes))
+                    if recorded:
                         tapes.add(k)
-                    working = {v for v in working | {k} if v in live[k + 1]}
-            case Record(start, end):
-                assert working is not None
-                assert {network.place[name] for name in nodes[start].dependencies if name in network.place} <= working
-                cost += nodes[start].cost
-                tapes.add(start)
-                working = None
+                    working = {v for v in working | {k} if v in live[k + 1] and k < stop - 1}
             case Reverse(start, end):
                 working = None
                 for k in reversed(range(start, end)):
                     assert k == stop - 1 and k in tapes
                     tapes.remove(k)
-                    peak = max(peak, held() + max(nodes[k].recording, nodes[k].tape_bytes) + network.crossing(k))
+                    others = {network.place[name] for t in tapes for name in nodes[t].saves if name in network.place}
+                    rest = held() - waiting
+                    peak = max(peak, rest + reversing(network, k, set().union(*kept.values(), others)))
                     stop = k
+                    waiting = sum(nodes[v].bytes for v in live[k])
             case Save(step):
                 assert working is not None and working == live[step]
                 kept[step] = set(live[step])
@@ -101,7 +103,7 @@ def carried_out(network: Network, plan: Plan) -> tuple[float, int]:
                 working = set() if tier == GIVEN else set(kept[step])
             case Drop(step):
                 del kept[step]
-        peak = max(peak, held())
+        peak = max(peak, held(working or set()))
     assert stop == 0
     return cost, peak
 
@@ -114,23 +116,20 @@ def test_a_plan_carried_out_value_by_value_stays_within_its_own_prediction_and_t
     smallest = refused(network)
     plan = plan_graph(network, smallest + more)
     cost, peak = carried_out(network, plan)
-    assert peak <= plan.bytes <= smallest + more
+    assert peak == plan.bytes <= smallest + more
     assert cost == sum(node.cost * network.runs(plan)[node.name] for node in network.nodes)
-    if isinstance(plan.schedule, Differing):
-        assert cost == plan.schedule.cost(plan.steps)
-    else:
-        assert cost == sum(node.cost for node in network.nodes)
     verify(plan.schedule, plan.steps)
 
 
 def refused(network: Network) -> int:
     """The smallest budget that works, as the refusal of a smaller one says."""
-    smallest = network.chain(0).smallest(len(network.nodes))
-    if smallest:
-        with pytest.raises(BudgetError, match=f"give at least {smallest} bytes") as error:
-            plan_graph(network, smallest - 1)
-        assert error.value.smallest == smallest
-    return smallest
+    try:
+        plan_graph(network, 0)
+    except BudgetError as error:
+        with pytest.raises(BudgetError, match=f"give at least {error.smallest} bytes"):
+            plan_graph(network, error.smallest - 1)
+        return error.smallest
+    return 0
 
 
 class Machine(NamedTuple):
@@ -163,10 +162,12 @@ def least(network: Network, budget: int) -> float:
 def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[float, Machine]]:
     nodes, live = network.nodes, network.live
     stop, kept, taped, working, at = machine
-    held = sum(nodes[k].tape_bytes for k in taped)
+    tapes = sum(nodes[k].tape_bytes for k in taped)
+    saved = {network.place[name] for k in taped for name in nodes[k].saves if name in network.place}
+    waiting = sum(nodes[v].bytes for v in live[stop]) if stop < len(nodes) else 0
 
-    def size(values: Sequence[int] | frozenset[int]) -> int:
-        return sum(nodes[v].bytes for v in values)
+    def size(values: Iterable[int]) -> int:
+        return tapes + sum(nodes[v].bytes for v in {*values, *saved}) + waiting
 
     for v in kept:
         yield 0.0, machine._replace(kept=kept - {v})
@@ -175,27 +176,38 @@ def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[flo
             yield 0.0, machine._replace(working=live[k], at=k)
     if stop - 1 in taped:
         k = stop - 1
-        if held - nodes[k].tape_bytes + need(network, k) + size(kept) <= budget:
+        others = {network.place[name] for t in taped - {k} for name in nodes[t].saves if name in network.place}
+        rest = tapes - nodes[k].tape_bytes + sum(nodes[v].bytes for v in kept | others)
+        if rest + reversing(network, k, kept | others) <= budget:
             yield 0.0, Machine(k, kept, taped - {k}, None, -1)
     if working is None or at >= stop:
         return
     node = nodes[at]
     for v in working - kept:
-        if held + size(kept | {v}) <= budget:
+        if size(kept | {v}) <= budget:
             yield 0.0, machine._replace(kept=kept | {v})
+    used = {network.place[name] for name in node.dependencies if name in network.place}
+    own = {network.place[name] for name in node.saves if name in network.place}
     if at == stop - 1:
-        if held + size(kept) + need(network, at) <= budget:
+        at_once = size(kept | used) + max(node.recording, node.bytes)
+        after = size(kept | own) + node.tape_bytes
+        if max(at_once, after, size(kept) - waiting + reversing(network, at, kept | saved)) <= budget:
             yield node.cost, Machine(at, kept, taped, None, -1)
         return
-    if held + size(kept | working | {at}) + node.running <= budget:
-        following = live[at + 1]
+    following = live[at + 1]
+    if size(kept | working) + node.bytes + node.running <= budget:
         yield node.cost, machine._replace(working=following, at=at + 1)
-        if at not in taped and held + node.tape_bytes + size(kept) <= budget:
-            yield node.cost, Machine(stop, kept, taped | {at}, following, at + 1)
+    taped_size = size(kept | own | following) + node.tape_bytes
+    if at not in taped and max(taped_size, size(kept | working) + max(node.recording, node.bytes)) <= budget:
+        yield node.cost, Machine(stop, kept, taped | {at}, following, at + 1)
 
 
-def need(network: Network, k: int) -> int:
-    return max(network.nodes[k].recording, network.nodes[k].tape_bytes) + network.crossing(k)
+def reversing(network: Network, k: int, held_already: Iterable[int]) -> int:
+    """What reversing a node takes besides what is held: outputs that it saves, its tape, the cotangents around."""
+    node = network.nodes[k]
+    own = {network.place[name] for name in node.saves if name in network.place} - set(held_already)
+    around = network.live[k] & network.live[k + 1]
+    return sum(network.nodes[v].bytes for v in [*own, *around]) + max(node.reversing, node.tape_bytes)
 
 
 def test_no_plan_beats_a_search_over_single_outputs_and_nearly_all_meet_it() -> None:
@@ -215,7 +227,7 @@ def test_no_plan_beats_a_search_over_single_outputs_and_nearly_all_meet_it() -> 
         found, best = carried_out(network, plan_graph(network, budget))[0], least(network, budget)
         assert best <= found
         dearer += best < found
-    assert dearer <= 5
+    assert dearer <= 8  # of 60: a plan keeps whole states, and counts what a tape and a state share twice
 
 
 def u_net(depth: int) -> list[Node]:
@@ -254,25 +266,13 @@ def test_a_large_budget_runs_nothing_twice_and_a_smaller_one_never_less() -> Non
     assert set(network.runs(plan).values()) == {1}
 
 
-def test_a_chain_without_skips_is_planned_as_a_chain() -> None:
-    """The same moves and the same limit as states that share nothing."""
-    for budget in range(18, 60, 3):
-        nodes = [Node(f"n{k}", (f"n{k - 1}",) if k else ("x",), 1 + k % 3, 3, 7, 0, 9) for k in range(8)]
-        network = Network(nodes)
-        chain = network.chain(budget)
-        states = tuple(chain.states)
-        # a run works on its input beside the kept state, unless that is its input
-        plain = Differing(chain.costs, states, budget, chain.tapes, chain.running, chain.recording)
-        assert plain.cost(8) <= chain.cost(8)
-        assert chain.peak(8) <= budget
-
-
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
         (lambda: Network([]), r"nodes=\(\) is no network"),
         (lambda: Network([Node("a", ("x",)), Node("a", ("x",))]), "node 'a' is given twice"),
         (lambda: Network([Node("a", ("b",)), Node("b", ("x",))]), "node 'a' uses 'b', which comes later"),
+        (lambda: Network([Node("a", ("x",), saves=("y",))]), "node 'a' saves 'y'; it can save what it uses or makes"),
         (lambda: Network([Node("a", ("x",))], ["b"]), "outputs names 'b', which no node makes; known are a"),
         (
             lambda: plan_graph([Node("a", ("x",), 1, 4, 9)], 3),

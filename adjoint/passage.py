@@ -1,0 +1,394 @@
+"""One pass through a network: torch's own graph, whose saved tensors are kept, or made again when backward asks.
+
+The caller's graph is the graph that plain torch makes, so that gradients, their order of addition and their hooks are
+those of plain torch. What its nodes save is put in :class:`Place`\\ s. Where the schedule keeps no tape, a place is empty
+until backward asks for it: then the schedule's reverse sweep goes on to the block that is asked for, and the tensors
+that this block saves when it is run again fill its places.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from adjoint.autograd import Ambient
+from adjoint.blocks import Block, Notes
+from adjoint.checked import ReproducibilityError
+from adjoint.marks import agree
+from adjoint.shelves import Tree, copied, leaves_of, shelf_for
+from adjoint.tiers import Kind
+from revolve import Network, Run, Schedule
+
+SAMPLE = 64
+"""So many numbers of each output are compared when a block is run again."""
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Blocks in an order in which they can run, the names that each uses, and what is live between them."""
+
+    blocks: tuple[Block, ...]
+    network: Network
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def name(self, k: int) -> str:
+        return self.network.nodes[k].name
+
+    def arguments(self, k: int, inputs: Tree, state: Tree) -> list[Any]:
+        return [state[name] if name in state else inputs[name] for name in self.network.nodes[k].dependencies]
+
+    def after(self, k: int, state: Tree, result: Any) -> Tree:
+        """The state at cut k+1."""
+        names = {self.name(i) for i in self.network.live[k + 1]}
+        return {name: value for name, value in {**state, self.name(k): result}.items() if name in names}
+
+
+@dataclass
+class Habits:
+    """What blocks were seen to do to memory."""
+
+    writers: set[int] = field(default_factory=set)
+    """Blocks that write to their arguments."""
+    touched: set[int] = field(default_factory=set)
+    """Cuts whose states are written to by a later block."""
+
+
+class Place:
+    """Where a node of torch's graph finds a tensor that it saved."""
+
+    __slots__ = ("__weakref__", "dtype", "passage", "shape", "step", "value", "version")
+
+    def __init__(self, passage: Passage, step: int, x: Tensor) -> None:
+        self.passage, self.step, self.shape, self.dtype = passage, step, x.shape, x.dtype
+        self.value: Tensor | None = None
+        self.version = 0
+
+    def fill(self, x: Tensor) -> None:
+        self.value = x.detach()
+        self.version = 0 if x.is_inference() else x._version
+
+
+def _unpack(place: Place) -> Tensor:
+    if place.value is None:
+        place.passage.fetch(place)
+    value = place.value
+    assert value is not None
+    if not value.is_inference() and value._version != place.version:
+        raise RuntimeError(
+            f"a tensor that {place.passage.wiring.blocks[place.step].name} needs for its gradient (shape "
+            f"{tuple(place.shape)}) was changed in place after it was saved"
+        )
+    return value
+
+
+class _Nested(threading.local):
+    fleeting = False
+    """Whether what runs now in this thread will be run again, so that nothing inside need be kept."""
+
+
+_nested = _Nested()
+
+
+class Passage:
+    """A ``revolve.Stepper`` over states that are trees of tensors, and the places of what torch's graph saves."""
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        inputs: Tree,
+        schedule: Schedule,
+        *,
+        tier: Kind | None = None,
+        habits: Habits | None = None,
+        check: bool = False,
+    ) -> None:
+        self.wiring, self.check = wiring, check
+        self.runs = [0] * len(wiring)
+        """How often each block has been run."""
+        self.learnt = Habits()
+        self._habits = habits
+        self._ambient, self._lock = Ambient(), threading.RLock()
+        self._inputs = inputs
+        self._given: Any = None
+        self._leaves: list[Any] = []
+        self._spec: Any = None
+        self._needs = {name: _flags(value) for name, value in inputs.items()}
+        self._places: list[list[weakref.ref[Place]]] = [[] for _ in wiring.blocks]
+        self._notes: list[Notes] = []
+        self._samples: list[list[Tensor]] = []
+        self._since: dict[int, int] = {}
+        self.outputs: Tree = {}
+        store = shelf_for(tier, lambda step: habits is None or step in habits.touched)
+        self._run: Run[Tree, None, None] = Run(schedule, self, {0: store}, given=True)
+        self._sweep: Iterator[tuple[int, int, None]] | None = None
+        self._at = len(wiring)
+        self._filled = range(0)
+        self._first = True
+
+    # -- the first sweep
+
+    def forward(self) -> Tree:
+        """Run every block, and return the outputs, on torch's graph."""
+        steps = len(self.wiring)
+        if 0 in (self._habits.touched if self._habits is not None else ()):
+            self._inputs = pytree.tree_map_only(Tensor, lambda x: x.clone(), self._inputs)
+        self._keep_inputs()
+        if _nested.fleeting:
+            self.advance({}, 0, steps)
+            self._run.adopt({}, steps)
+        else:
+            self._run.forward({}, steps)
+        self._first = False
+        self._inputs = {}
+        outputs, self.outputs = self.outputs, {}
+        return outputs
+
+    def _keep_inputs(self) -> None:
+        """As torch's graph keeps what it saves: inside of a surrounding checkpoint they are made again."""
+        self._leaves, self._spec = pytree.tree_flatten(self._inputs)
+        anchor = torch.ones((), requires_grad=True)
+        self._given = _Given.apply(anchor, *(x for x in self._leaves if isinstance(x, Tensor))).grad_fn
+        self._leaves = [None if isinstance(x, Tensor) else (x,) for x in self._leaves]
+
+    def _take_inputs(self) -> None:
+        """For one reverse sweep: torch's own checkpoint hands out what it saved once only."""
+        tensors = iter(self._given.saved_tensors)
+        leaves = [next(tensors).detach() if box is None else box[0] for box in self._leaves]
+        self._inputs = pytree.tree_unflatten(leaves, self._spec)
+
+    def advance(self, state: Tree, start: int, stop: int) -> Tree:
+        for k in range(start, stop):
+            state = self._first_time(k, state, False) if self._first else self._again(k, state, False)
+        return state
+
+    def record(self, state: Tree, start: int, stop: int) -> tuple[Tree, None]:
+        for k in range(start, stop):
+            state = self._first_time(k, state, True) if self._first else self._again(k, state, True)
+        return state, None
+
+    def reverse(self, tape: None, cotangent: None) -> None:
+        raise AssertionError("torch transposes by itself")
+
+    def last(self, step: int) -> bool:
+        return step == len(self.wiring) - 1
+
+    def _first_time(self, k: int, state: Tree, keep: bool) -> Tree:
+        wiring, places = self.wiring, self._places[k]
+        block = wiring.blocks[k]
+
+        def pack(x: Tensor) -> Place:
+            place = Place(self, k, x)
+            places.append(weakref.ref(place))
+            if keep:
+                place.fill(x)
+            return place
+
+        arguments = wiring.arguments(k, self._inputs, state)
+        before = [(x, _version(x)) for x in leaves_of((state, self._inputs))]
+        entry = [copied_tree(x) for x in arguments] if self.check else None
+        with fleeting(not keep), torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+            result, notes = block.first(arguments)
+        self.runs[k] += 1
+        self._notes.append(notes)
+        self._samples.append([_sample(x) for x in leaves_of(result)])
+        self._learn(k, before)
+        if entry is not None:
+            self._compare_bits(k, block, entry, result, notes)
+        name = wiring.name(k)
+        self._needs[name] = _flags(result)
+        if name in wiring.network.outputs:
+            self.outputs[name] = result
+        return wiring.after(k, state, result)
+
+    def _learn(self, k: int, before: Sequence[tuple[Tensor, int]]) -> None:
+        """Whether this block wrote to what is live, and since which cut that has been there."""
+        live = {x.untyped_storage()._cdata for x, _ in before}
+        self._since = {storage: self._since.get(storage, k) for storage in live}
+        for x, version in before:
+            if _version(x) != version:
+                first = self._since[x.untyped_storage()._cdata]
+                self.learnt.writers.add(k)
+                self.learnt.touched |= set(range(first, k + 1))
+                if first == 0 and not (self._habits is not None and 0 in self._habits.touched):
+                    raise RuntimeError(
+                        f"{self.wiring.blocks[k].name} writes in place to an input of the network, from which everything "
+                        f"is run again; pass a clone (x.clone()), or let a budget measure the blocks first"
+                    )
+
+    def _compare_bits(self, k: int, block: Block, entry: Sequence[Any], result: Any, notes: Notes) -> None:
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: None, lambda x: x):
+            again = block.again(self._sources(k, entry), notes)
+        for x, y in zip(leaves_of(result), leaves_of(again), strict=True):
+            if not x.is_meta and not _same_bits(x, y):
+                raise ReproducibilityError(
+                    f"{block.name} is not reproducible: run twice from the same arguments and the same random state, it "
+                    f"gave other bits. It keeps something of earlier calls, draws from a generator that cannot be found, "
+                    f"or uses kernels that are not deterministic (torch.use_deterministic_algorithms(True) names those)",
+                    k,
+                )
+
+    # -- the reverse sweep
+
+    def fetch(self, place: Place) -> None:
+        """Fill a place: go on with the reverse sweep to its block, or begin again if that is behind."""
+        with self._lock, self._ambient.entered(), torch.enable_grad():
+            if place.step >= self._at:  # a second backward through the same graph
+                self._forget()
+                self._run.adopt({}, len(self.wiring))
+            if self._sweep is None:
+                self._take_inputs()
+                self._sweep, self._at = self._run.reversing(), len(self.wiring)
+            while self._at > place.step:
+                self._empty()
+                start, stop, _ = next(self._sweep)
+                self._at, self._filled = start, range(start, stop)
+            if self._at == 0:
+                for _ in self._sweep:
+                    pass
+                self._inputs = {}
+        if place.value is None:
+            raise self._differs(place.step, "it saved fewer tensors for its gradient than before")
+
+    def _forget(self) -> None:
+        self._empty()
+        if self._sweep is not None:
+            self._sweep.close()  # type: ignore[attr-defined]
+        self._sweep, self._at = None, len(self.wiring)
+
+    def _empty(self) -> None:
+        """Let go of the tape that was used last, if somebody keeps its graph."""
+        for k in self._filled:
+            for reference in self._places[k]:
+                place = reference()
+                if place is not None:
+                    place.value = None
+
+    def _again(self, k: int, state: Tree, keep: bool) -> Tree:
+        block, places = self.wiring.blocks[k], iter(self._places[k])
+
+        def pack(x: Tensor) -> None:
+            reference = next(places, None)
+            if reference is None:
+                raise self._differs(k, "it saved more tensors for its gradient than before")
+            place = reference()
+            if place is not None and place.value is None:
+                if place.shape != x.shape or place.dtype != x.dtype:
+                    raise self._differs(
+                        k,
+                        f"it saved a tensor of shape {tuple(x.shape)} and {x.dtype}, before one of "
+                        f"{tuple(place.shape)} and {place.dtype}",
+                    )
+                place.fill(x)
+
+        arguments = self.wiring.arguments(k, self._inputs, state)
+        writes = k in self.learnt.writers
+        arguments = self._sources(k, [copied_tree(x) for x in arguments] if writes else arguments)
+        with fleeting(True), torch.autograd.graph.saved_tensors_hooks(pack if keep else _drop, _unpack):
+            result = block.again(arguments, self._notes[k])
+        self.runs[k] += 1
+        for old, x in zip(self._samples[k], leaves_of(result), strict=True):
+            if not agree(old, _sample(x)):
+                raise self._differs(k, "its output is another one")
+        return self.wiring.after(k, state, pytree.tree_map_only(Tensor, Tensor.detach, result))
+
+    def _sources(self, k: int, arguments: Sequence[Any]) -> list[Any]:
+        """The arguments on a graph of their own, where they were on one: as results, which may be written to."""
+        names = self.wiring.network.nodes[k].dependencies
+        return [on_graph(value, self._needs[name]) for name, value in zip(names, arguments, strict=True)]
+
+    def _differs(self, k: int, how: str) -> ReproducibilityError:
+        return ReproducibilityError(
+            f"{self.wiring.blocks[k].name} is not reproducible: run again in the backward pass, {how}; the gradient would "
+            f"be wrong. check=True looks at every block in the forward pass",
+            k,
+        )
+
+
+class _Given(torch.autograd.Function):
+    """Keeps the inputs as torch's graph keeps what it saves: in a surrounding checkpoint they are made again."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *leaves: Tensor) -> Tensor:
+        ctx.save_for_backward(*leaves)
+        return anchor.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        raise AssertionError("nothing depends on it")
+
+
+class _Start(torch.autograd.Function):
+    """A tensor as the result of a node, which may be written to in place as leaves may not."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, box: list[Tensor]) -> Tensor:
+        return box.pop()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Any:
+        return None, None
+
+
+def on_graph(value: Any, flags: Sequence[bool]) -> Any:
+    """A tree whose tensors are results of a graph, where the flags say so."""
+    leaves, spec = pytree.tree_flatten(value)
+    wanted = iter(flags)
+    anchor = torch.ones((), requires_grad=True)
+    made = []
+    for x in leaves:
+        needs = isinstance(x, Tensor) and next(wanted)
+        made.append(_Start.apply(anchor, [x.detach()]) if needs else x)
+    return pytree.tree_unflatten(made, spec)
+
+
+def _flags(value: Any) -> list[bool]:
+    return [x.requires_grad for x in leaves_of(value)]
+
+
+def _drop(x: Tensor) -> None:
+    return None
+
+
+@contextmanager
+def fleeting(yes: bool) -> Iterator[None]:
+    """Inside, nothing need be kept that will be run again, if it will."""
+    before, _nested.fleeting = _nested.fleeting, _nested.fleeting or yes
+    try:
+        yield
+    finally:
+        _nested.fleeting = before
+
+
+def copied_tree(value: Any) -> Any:
+    return pytree.tree_map_only(Tensor, copied, value)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """A few of the numbers, evenly spread."""
+    line = x.detach()
+    if line.numel() > SAMPLE:
+        for dim in sorted(range(line.ndim), key=lambda d: -line.shape[d]):
+            step = max(1, line.numel() // SAMPLE)
+            line = line[(slice(None),) * dim + (slice(None, None, min(step, line.shape[dim])),)]
+    return line.clone()
+
+
+def _same_bits(x: Tensor, y: Tensor) -> bool:
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    a, b = (z.detach().resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8) for z in (x, y))
+    return torch.equal(a, b)
+
+
+def _version(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
