@@ -213,6 +213,8 @@ class AutogradStepper:
                 state = _settled(step.state)
                 if first and self.tracking:
                     self.marks.note(k + 1, state)
+                    if step.outputs:
+                        self.marks.note_shown(k + 1, _shown(step))
         self.plain_runs += stop - start
         return _apart(state, entry)
 
@@ -246,6 +248,8 @@ class AutogradStepper:
                 tape[-1].steps.append(step)
                 state = _settled(step.state)
                 (self.marks.note if first else self.marks.compare)(k + 1, state)
+                if step.outputs:
+                    (self.marks.note_shown if first else self.marks.compare_shown)(k + 1, _shown(step))
                 leaves = _linked(step.state) if k + 1 < stop else None
         self.recorded_runs += stop - start
         return _apart(state, entry), tape
@@ -363,8 +367,12 @@ class AutogradStepper:
             refuse(missing, self.program.label)
 
 
+def _shown(step: Step) -> list[Tensor]:
+    return [x for _, values in step.outputs for x in values]
+
+
 def _results(step: Step) -> list[Tensor]:
-    return [*step.state, *(x for _, values in step.outputs for x in values)]
+    return [*step.state, *_shown(step)]
 
 
 @contextmanager

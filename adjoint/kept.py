@@ -38,9 +38,9 @@ def times_noted(function: Any, touched: Touched) -> Any:
     f, args, *others = function
 
     def noted(inner: Callable[..., Any], t: Any, *given: Any) -> Any:
-        for x in tensors_in((t,)):
-            touched.inside.add(x)
-            touched.derived.add(x)
+        t = t.view_as(t)  # a step may hand out its own tensor again and again
+        touched.inside.add(t)
+        touched.derived.add(t)
         return inner(t, *given)
 
     return partial(noted, f), args, *(partial(noted, g) for g in others)

@@ -1,6 +1,10 @@
-"""Is a recorded step the step that was computed? A few of the first sweep's states, or sums of them, are compared."""
+"""Is a recorded step the step that was computed? A few of the first sweep's states and outputs, or sums of them, are
+compared."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -20,21 +24,43 @@ class Marks:
     def __init__(self, label: str) -> None:
         self._label = label
         self.notes: dict[int, list[Tensor]] = {}
+        self.shown: dict[int, list[Tensor]] = {}
+        """The same of the outputs of a step, which what a caller looks at may change alone."""
+        self._shows = 0
 
     def note(self, step: int, state: State) -> None:
         """Remember the state at this step, if it is one of the few."""
-        if step & ((1 << max(0, step.bit_length() - 4)) - 1) == 0:
+        if _few(step):
             self.notes[step] = [_note(x) for x in state]
 
     def compare(self, step: int, state: State) -> None:
         """RuntimeError if the state at this step was another when it was noted."""
         noted = self.notes.get(step)
         if noted is not None and not all(agree(old, _note(x)) for old, x in zip(noted, state, strict=True)):
-            raise RuntimeError(
-                f"{self._label} gives other values when it is called again (step {step - 1} was computed again); the "
-                f"gradient would be wrong. It must depend on nothing but its arguments and tensors that stay as they are: "
-                f"no counters, no memory of earlier calls"
-            )
+            self._refuse(step)
+
+    def note_shown(self, step: int, values: Sequence[Tensor]) -> None:
+        """Remember what the caller sees of the step that ends here, if it is one of the few that show something."""
+        if _few(self._shows):
+            self.shown[step] = [_note(x) for x in values]
+        self._shows += 1
+
+    def compare_shown(self, step: int, values: Sequence[Tensor]) -> None:
+        """RuntimeError if the outputs of this step were others when they were noted."""
+        noted = self.shown.get(step)
+        if noted is not None and not all(agree(old, _note(x)) for old, x in zip(noted, values, strict=False)):
+            self._refuse(step)
+
+    def _refuse(self, step: int) -> NoReturn:
+        raise RuntimeError(
+            f"{self._label} gives other values when it is called again (step {step - 1} was computed again); the "
+            f"gradient would be wrong. It must depend on nothing but its arguments and tensors that stay as they are: "
+            f"no counters, no memory of earlier calls"
+        )
+
+
+def _few(number: int) -> bool:
+    return number & ((1 << max(0, number.bit_length() - 4)) - 1) == 0
 
 
 def _note(x: Tensor) -> Tensor:

@@ -236,6 +236,7 @@ def _number(name: str, x: Any, like: Tensor) -> float | Tensor | None:
 
 def _jumps(jumps: Any, like: Tensor) -> Tensor | None:
     """As rows: one for all members, or one for each, which may hold NaN."""
+    refuse_moving_jumps(jumps)
     if isinstance(jumps, Tensor) and jumps.ndim == 2:
         if len(jumps) != len(like):
             raise ValueError(
@@ -249,6 +250,17 @@ def _jumps(jumps: Any, like: Tensor) -> Tensor | None:
         if not math.isfinite(x):
             raise ValueError(f"jumps holds {x}, which is not a finite time")
     return like.new_tensor(places)[None] if places else None
+
+
+def refuse_moving_jumps(jumps: Any) -> None:
+    """Raise for jumps that require grad: steps end at them as at constants."""
+    if isinstance(jumps, Real):
+        return
+    if any(isinstance(x, Tensor) and x.requires_grad for x in (jumps, *jumps)):
+        raise ValueError(
+            "jumps requires grad, and no gradient comes back to it; give jumps.detach(). For the derivative by a switching "
+            "time solve up to it, t=[.., switch], and go on from there"
+        )
 
 
 def _check_apart(program: LockstepProgram, function: Any, state: State) -> None:

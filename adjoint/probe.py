@@ -78,6 +78,9 @@ class Unmarked(Marks):
     def note(self, step: int, state: State) -> None:
         pass
 
+    def note_shown(self, step: int, values: Sequence[Tensor]) -> None:
+        pass
+
 
 PASSING = ("aten.detach", "aten.clone", "aten.alias")
 """Operations that a recorded step and a plain one need in different numbers, and that change no number."""

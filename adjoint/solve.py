@@ -20,7 +20,7 @@ from adjoint.eventful import carried_out, check_events, of_states_alone, program
 from adjoint.events import At, Event, Occurrences
 from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
-from adjoint.members import MemberStats, Wishes, solve_members
+from adjoint.members import MemberStats, Wishes, refuse_moving_jumps, solve_members
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
 from adjoint.observing import seen_afterwards, with_cost, with_integral
@@ -407,6 +407,7 @@ def _time_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _jumps(jumps: Sequence[float] | Tensor) -> tuple[float, ...]:
+    refuse_moving_jumps(jumps)
     if isinstance(jumps, Real):
         raise TypeError(f"jumps={jumps!r} must be a series of times; for a single one write jumps=({jumps!r},)")
     for x in jumps:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from adjoint import METHODS, Signal, UntrackedTensorError, solve
+from adjoint import METHODS, Signal, UntrackedTensorError, scan, solve
 
 DOUBLE = torch.float64
 TIMES = [0.0, 0.3, 0.7, 1.0]
@@ -309,3 +309,46 @@ def test_forward_sensitivities_of_what_is_seen(at: str) -> None:
         for s in (solve(world.f, world.y0, TIMES, gradient=g, **how_many) for g in ("discrete", "tangent"))
     ]
     close(found[0], found[1], 1e-10)
+
+
+@pytest.mark.parametrize("slots", ["all", 1, 3, None])
+@pytest.mark.parametrize("times", [TIMES, [0.01 * j for j in range(101)], [0.0, 0.95, 1.0]])
+@pytest.mark.parametrize("where", ["times", "steps"])
+def test_what_is_seen_must_not_change_before_the_reverse_sweep(
+    where: str, times: list[float], slots: int | str | None
+) -> None:
+    """A number that observe uses alone: the states are computed again as they were."""
+    world, number = World(), [1.0]
+
+    def gradients(change: bool) -> list[Tensor | None]:
+        number[0] = 1.0
+        how: dict[str, Any] = {"observe": lambda t, y: number[0] * world.gain * y, "observe_at": where, "slots": slots}
+        seen = solve(world.f, world.y0, times, method="rk4", dt=0.05, **how).observed
+        number[0] = 2.0 if change else 1.0
+        return world.gradients(seen.sum())
+
+    expected = gradients(False)
+    if slots in ("all", None):  # nothing is computed again
+        assert_same_bits(gradients(True), expected)
+    else:
+        with pytest.raises(RuntimeError, match="gives other values when it is called again"):
+            gradients(True)
+
+
+def test_outputs_of_a_recurrence_must_not_change_either() -> None:
+    decay, number = torch.tensor(0.9, dtype=DOUBLE, requires_grad=True), [1.0]
+    _, outputs = scan(
+        lambda c, x: (decay * c + x, number[0] * decay * c), torch.ones((), dtype=DOUBLE), torch.ones(50), slots=4
+    )
+    number[0] = 2.0
+    with pytest.raises(RuntimeError, match="gives other values when it is called again"):
+        outputs.sum().backward()
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_jumps_that_require_grad_are_refused(batched: bool) -> None:
+    switch = torch.tensor([0.4], dtype=DOUBLE, requires_grad=True)
+    for jumps in (switch, [switch[0], 0.7]):
+        with pytest.raises(ValueError, match="jumps requires grad, and no gradient comes back"):
+            solve(lambda t, y: -y, torch.ones(2, dtype=DOUBLE), [0.0, 1.0], jumps=jumps, batched=batched)
+    assert solve(lambda t, y: -y, torch.ones(2, dtype=DOUBLE), [0.0, 1.0], jumps=switch.detach(), batched=batched)
