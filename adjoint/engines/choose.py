@@ -17,8 +17,6 @@ from adjoint.timeline import FixedTimeline
 
 ENGINES = ("auto", "eager", "native")
 EAGER = "eager: torch operations, one at a time"
-LARGEST = 1024
-"""Numbers in a state beyond which torch's own operations are not slow."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,11 @@ def chosen(problem: Problem, stepper: AutogradStepper, state: State) -> Choice:
     except Refused as reason:
         return Choice(f"{EAGER}; the native engine does not take {reason}")
     where = "kept on disk" if kernel.compiled.from_disk else "compiled"
-    said = f"native: {'known already' if known else where}, {kernel.leaves} numbers a state, every sweep in one call"
+    layout = kernel.layout
+    shape = (
+        f"{layout.numbers} numbers" if layout.dim is None else f"{layout.members} members of {layout.numbers} numbers"
+    )
+    said = f"native: {'known already' if known else where}, {shape}, every sweep in one call"
     return Choice(said, kernel, held, known)
 
 
@@ -68,8 +70,5 @@ def _suits(problem: Problem, state: State) -> None:
         raise Refused(f"controlled steps (method={program.tableau.name!r})")
     if any(x.device.type != "cpu" for x in state):
         raise Refused(f"tensors on {state[0].device}")
-    numbers = sum(x.numel() for x in state)
-    if not 0 < numbers <= LARGEST:
-        raise Refused(f"a state of {numbers} numbers; it takes up to {LARGEST}")
     if torch.is_autocast_enabled("cpu"):
         raise Refused("autocast")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adjoint.engines.native.program import Graph, Node
-from adjoint.engines.native.trace import Traced
+from adjoint.engines.native.trace import Name, Traced
 from adjoint.steppers.stages import Terms
 from adjoint.tableaus import Tableau
 
@@ -24,8 +24,8 @@ class Formulas:
     graph: Graph
     new: list[Node]
     of_state: list[Node]
-    of_held: dict[int, Node]
-    """What a step adds to the cotangent of ("p", j)."""
+    of_held: dict[Name, Node]
+    """What a step adds to the cotangents of ("p", j) and ("q", j)."""
     of_ends: tuple[Node, Node]
     """What it adds to those of its start and its stop."""
 
@@ -67,7 +67,7 @@ def compose(traced: Traced, tableau: Tableau) -> Formulas:
 
     wanted = traced.of_held
     transposed: dict[int, list[Node]] = {}
-    of_state, of_held = lam, dict[int, Node]()
+    of_state, of_held = lam, dict[Name, Node]()
     of_times: dict[int, Node] = {}
     for i in reversed(range(tableau.weighted)):
         later = range(i + 1, tableau.weighted)

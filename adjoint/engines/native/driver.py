@@ -11,7 +11,7 @@ from adjoint.engines.native.program import Kind, Node
 from revolve.actions import ADVANCE, LOAD, RECORD, REVERSE, SAVE
 
 FIELDS = (
-    "rows row_count times index x0 slots tape work lam mu p pre q of_q outputs cotangents ends "
+    "rows row_count times index x0 slots tape work lam p of_p pre q of_q outputs cotangents ends "
     "first_tile last_tile slots_each tape_each outputs_each emitting"
 ).split()
 """The words of the block of arguments, 64 bits each: pointers and counts."""
@@ -25,8 +25,9 @@ class Module(NamedTuple):
     """How many numbers the prelude makes, of eight bytes each."""
 
 
-def module(formulas: Formulas, kind: Kind, leaves: int, held: int, width: int, times: bool) -> Module:
-    """A module with one function, ``sweep(arguments)``. ``times``: with cotangents of the steps' ends."""
+def module(formulas: Formulas, kind: Kind, leaves: int, held: tuple[int, int], width: int, times: bool) -> Module:
+    """A module with one function, ``sweep(arguments)``. ``held``: how many p and q there are; ``times``: with cotangents
+    of the steps' ends."""
     helpers: set[tuple[str, str]] = set()
     graph = formulas.graph
     uniform = depending_on(graph, ("start", "stop", "t", "p"))
@@ -91,18 +92,18 @@ def _transpose(
     times: bool,
 ) -> str:
     head = (
-        "define internal void @transpose(ptr noalias %y, ptr noalias %lam, ptr noalias %mu, ptr noalias %p, "
-        "ptr noalias %pre, ptr noalias %q, ptr noalias %ends, double %start, double %stop)"
+        "define internal void @transpose(ptr noalias %y, ptr noalias %lam, ptr noalias %of_p, ptr noalias %of_q, "
+        "ptr noalias %p, ptr noalias %pre, ptr noalias %q, ptr noalias %ends, double %start, double %stop)"
     )
     code = Code(head, width, helpers)
     names = {"y": "%y", "lam": "%lam", "p": "%p", "q": "%q", "start": "%start", "stop": "%stop"}
     body = Body(code, uniform, names, hoisted)
     body.write([*f.of_state, *f.of_held.values()])
     added = code.type(kind, True)
-    for j, x in f.of_held.items():
-        before = code.load("%mu", j, kind, True)
+    for (name, j), x in f.of_held.items():
+        before = code.load(f"%of_{name}", j, kind, True)
         after = code.let(f"fadd {added} {before}, {body.value(x, True)}")
-        code.store(after, "%mu", j, kind, True)
+        code.store(after, f"%of_{name}", j, kind, True)
     if times:
         body.write(f.of_ends)
         wide = code.type("f64", True)
@@ -115,7 +116,9 @@ def _transpose(
     return code.text()
 
 
-def _sweep(kind: Kind, leaves: int, held: int, width: int, times: bool, helpers: set[tuple[str, str]]) -> str:
+def _sweep(
+    kind: Kind, leaves: int, held: tuple[int, int], width: int, times: bool, helpers: set[tuple[str, str]]
+) -> str:
     code = Code("define void @sweep(ptr noalias %arguments)", width, helpers)
     numbers = {"row_count", "first_tile", "last_tile", "slots_each", "tape_each", "outputs_each", "emitting"}
     have = {
@@ -135,7 +138,7 @@ def _sweep(kind: Kind, leaves: int, held: int, width: int, times: bool, helpers:
         x0, work, lam = of_tile("x0", 1), of_tile("work", 1), of_tile("lam", 1)
         slots, tape = of_tile("slots", have["slots_each"]), of_tile("tape", have["tape_each"])
         outputs, cotangents = (of_tile(name, have["outputs_each"]) for name in ("outputs", "cotangents"))
-        mu = of_tile("mu", 1, max(held, 1))
+        of_p, q, of_q = of_tile("of_p", 1, held[0]), of_tile("q", 1, held[1]), of_tile("of_q", 1, held[1])
 
         def state(of: str, index: str) -> str:
             return code.at(of, code.times(index, leaves), kind, True)
@@ -150,7 +153,7 @@ def _sweep(kind: Kind, leaves: int, held: int, width: int, times: bool, helpers:
         def run(k: str) -> None:
             start, stop = ends(k)
             code.line(
-                f"call void @step(ptr {work}, ptr {have['p']}, ptr {have['pre']}, ptr {have['q']}, "
+                f"call void @step(ptr {work}, ptr {have['p']}, ptr {have['pre']}, ptr {q}, "
                 f"double {start}, double {stop})"
             )
             with code.when(emitting):
@@ -186,8 +189,8 @@ def _sweep(kind: Kind, leaves: int, held: int, width: int, times: bool, helpers:
                 x = state(tape, code.plus(place, code.integer("sub", k, a)))
                 of_ends = code.at(have["ends"], k, "f64", True) if times else have["ends"]
                 code.line(
-                    f"call void @transpose(ptr {x}, ptr {lam}, ptr {mu}, ptr {have['p']}, ptr {have['pre']}, "
-                    f"ptr {have['q']}, ptr {of_ends}, double {start}, double {stop})"
+                    f"call void @transpose(ptr {x}, ptr {lam}, ptr {of_p}, ptr {of_q}, ptr {have['p']}, ptr {have['pre']}, "
+                    f"ptr {q}, ptr {of_ends}, double {start}, double {stop})"
                 )
             with code.when(verb_is(SAVE)):
                 copy(state(slots, place), work)

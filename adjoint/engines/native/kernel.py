@@ -16,8 +16,9 @@ from adjoint.engines.native.cells import Refused
 from adjoint.engines.native.compose import compose
 from adjoint.engines.native.driver import FIELDS, module
 from adjoint.engines.native.fingerprint import fingerprint
+from adjoint.engines.native.layout import Layout, layouts_for
 from adjoint.engines.native.program import Kind
-from adjoint.engines.native.trace import Held, trace
+from adjoint.engines.native.trace import Held, Name, Scene, trace
 from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.tensors import State
 from adjoint.timeline import FixedTimeline
@@ -27,6 +28,8 @@ MOST = 60_000
 """Operations of f and its transpose beyond which it is left to torch."""
 MOST_OF_STEP = 40_000
 """And those of a step with its transpose: they compile in seconds."""
+LARGEST = 1024
+"""Numbers in a trajectory beyond which torch's own operations are not slow."""
 KEPT = 64
 """Programs kept in memory, the last ones used."""
 
@@ -35,23 +38,56 @@ KEPT = 64
 class Kernel:
     compiled: run.Compiled
     kind: Kind
-    leaves: int
-    """Numbers in a state."""
-    held: int
-    """Numbers in the tensors that f holds."""
-    reached: frozenset[int]
-    """Which of these the slope depends on."""
+    layout: Layout
+    """Of the state."""
+    own: tuple[bool, ...]
+    """Of each held tensor, whether every member of the batch has a part of its own."""
+    parts: Layout
+    """Of those."""
+    shared: int
+    """Numbers in the others."""
+    reached: frozenset[Name]
+    """On which of all these the slope depends."""
     hoisted: int
-    width: int
     times: bool
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float64 if self.kind == "f64" else torch.float32
+        return self.layout.dtype
 
-    def call(self, words: dict[str, Tensor | np.ndarray | int]) -> None:
-        """Carry out rows. What is not among the words is a place for what this kernel does not make."""
+    def inputs(self, held: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The numbers of the held tensors."""
+        shared = [x.detach().reshape(-1) for x, own in zip(held, self.own, strict=True) if not own]
+        parts = [x[None] for x, own in zip(held, self.own, strict=True) if own]
+        return {
+            "p": torch.cat(shared) if shared else torch.empty(0, dtype=self.dtype),
+            "q": self.parts.packed(parts, self.layout.members),
+            "pre": torch.empty(self.hoisted, dtype=torch.float64),
+        }
+
+    def sums(self) -> dict[str, Tensor]:
+        """Room for the cotangents of the held tensors."""
+        tiles, width = self.layout.tiles(self.layout.members), self.layout.width
+        sizes = {"of_p": self.shared, "of_q": self.parts.numbers}
+        return {name: torch.zeros(tiles, 1, size, width, dtype=self.dtype) for name, size in sizes.items()}
+
+    def of_held(self, sums: dict[str, Tensor], held: Sequence[Tensor]) -> list[Tensor | None]:
+        """For each held tensor its cotangent; None where nothing depends on it."""
+        of_p, of_q = sums["of_p"].sum((0, 1, 3)), iter(self.parts.unpacked(sums["of_q"]))
+        found: list[Tensor | None] = []
+        first = {"p": 0, "q": 0}
+        for x, own in zip(held, self.own, strict=True):
+            name, size = ("q", x.numel() // self.layout.members) if own else ("p", x.numel())
+            used = any((name, j) in self.reached for j in range(first[name], first[name] + size))
+            whole = next(of_q)[0] if own else of_p[first[name] : first[name] + size].view(x.shape)
+            found.append(whole if used else None)
+            first[name] += size
+        return found
+
+    def call(self, words: dict[str, Any]) -> None:
+        """Carry out rows, over all tiles. What is not among the words is a place for what this kernel does not make."""
         block = np.zeros(len(FIELDS), dtype=np.int64)
+        words = {"last_tile": self.layout.tiles(self.layout.members), **words}
         for i, name in enumerate(FIELDS):
             x = words.get(name, 0)
             block[i] = x.data_ptr() if isinstance(x, Tensor) else x.ctypes.data if isinstance(x, np.ndarray) else x
@@ -66,18 +102,13 @@ def kernel_for(program: ExplicitProgram, held: Held, state: State) -> tuple[Kern
     if run.MISSING:
         raise Refused(run.MISSING)
     forms = tuple((tuple(x.shape), x.dtype) for x in state)
-    ambient = torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), program.dtype, bool(program.inputs)
+    ambient = torch.get_default_dtype(), program.dtype, bool(program.inputs)
     key = (fingerprint(held), forms, program.structure, program.tableau, ambient)
     known = _known.get(key)
     if known is None:
-        try:
-            known = _made(program, held, state)
-            if fingerprint(held) != key[0]:
-                raise Refused("what f holds changes when it is called")
-        except Refused as reason:
-            known = str(reason)
-        except Exception as error:  # of f itself, it may be: then the eager engine meets it too, and says where
-            known = f"f, which raised {type(error).__name__} when it was traced ({error})"
+        known = _made(program, held, state)
+        if fingerprint(held) != key[0]:
+            known = "a function that changes what it holds when it is called"
         _known[key] = known
         if len(_known) > KEPT:
             _known.popitem(last=False)
@@ -89,35 +120,57 @@ def kernel_for(program: ExplicitProgram, held: Held, state: State) -> tuple[Kern
     return known, True
 
 
-def _made(program: ExplicitProgram, held: Held, state: State) -> Kernel:
-    if torch.is_autocast_enabled("cpu"):
-        raise Refused("autocast is on")
-    start = program.time(program.asked.t[0])
-    traced = trace(held.reach.root, held, program.structure, state, start, MOST)
+def _made(program: ExplicitProgram, held: Held, state: State) -> Kernel | str:
+    """In lanes if members are independent of each other, else as one trajectory; or why not."""
+    reasons: dict[str, None] = {}
+    for layout in layouts_for(state):
+        if not 0 < layout.numbers <= LARGEST:
+            reasons[f"a trajectory of {layout.numbers} numbers; it takes up to {LARGEST}"] = None
+            continue
+        for own in _shares(held, layout):
+            try:
+                return _compiled(program, held, own, layout, state)
+            except Refused as reason:
+                reasons[str(reason)] = None
+            except Exception as error:  # of f itself, it may be: then the eager engine meets it too, and says where
+                reasons[f"f, which raised {type(error).__name__} when it was traced ({error})"] = None
+    return ", or as a whole ".join(reasons)
+
+
+def _shares(held: Held, layout: Layout) -> list[tuple[bool, ...]]:
+    """Which held tensors may have a part for each member: those with as many members, or none."""
+    none = (False,) * len(held.tensors)
+    if layout.dim is None:
+        return [none]
+    sized = tuple(x.ndim > 0 and x.shape[layout.dim] == layout.members for x in held.tensors)
+    return [sized, none] if any(sized) else [none]
+
+
+def _compiled(program: ExplicitProgram, held: Held, own: tuple[bool, ...], layout: Layout, state: State) -> Kernel:
+    start, times = program.time(program.asked.t[0]), bool(program.inputs)
+    traced = trace(Scene(held, own, program.structure, state, start, layout.dim), MOST)
     formulas = compose(traced, program.tableau)
     if len(formulas.graph.nodes) > MOST_OF_STEP:
         raise Refused(f"a step of {len(formulas.graph.nodes)} operations on numbers, more than {MOST_OF_STEP}")
-    leaves, numbers = len(traced.slope), sum(x.numel() for x in held.tensors)
-    made = module(formulas, traced.kind, leaves, numbers, 1, bool(program.inputs))
-    reached = frozenset(formulas.of_held)
-    kernel = Kernel(
-        run.Compiled(made.text), traced.kind, leaves, numbers, reached, made.hoisted, 1, bool(program.inputs)
-    )
+    pairs = list(zip(held.tensors, own, strict=True))
+    parts = Layout(tuple(tuple(x.shape) for x, mine in pairs if mine), layout.dtype, layout.dim)
+    shared = sum(x.numel() for x, mine in pairs if not mine)
+    made = module(formulas, traced.kind, layout.numbers, (shared, parts.numbers), layout.width, times)
+    reached, compiled = frozenset(formulas.of_held), run.Compiled(made.text)
+    kernel = Kernel(compiled, traced.kind, layout, own, parts, shared, reached, made.hoisted, times)
     _compare(kernel, program, held, state)
     return kernel
 
 
 def flat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The numbers of all tensors in a row, in memory of their own."""
-    if not tensors:
-        return torch.empty(0, dtype=dtype)
+    """The numbers of all tensors in a row."""
     return torch.cat([x.detach().reshape(-1) for x in tensors])
 
 
 def _compare(kernel: Kernel, program: ExplicitProgram, held: Held, state: State) -> None:
     """One step and its transpose at another point, natively and by torch: whatever was taken for a constant shows."""
     generator = torch.Generator().manual_seed(0)
-    for size in (1e-2, 1e-4, 0.0):
+    for size in (1e-2, 1e-4):
         y = [_moved(x, size, generator) for x in state]
         p = [_moved(x, size, generator) for x in held.tensors]
         seeds = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in state]
@@ -125,9 +178,7 @@ def _compare(kernel: Kernel, program: ExplicitProgram, held: Held, state: State)
         if all(bool(x.isfinite().all()) for x in wanted):
             break
     else:
-        raise Refused("values that are not finite near the first state, so that nothing could be compared")
-    if not size:
-        raise Refused("f is not finite a little off the first state, so that nothing could be compared")
+        raise Refused("f where it is not finite a little off the first state, so that nothing could be compared")
     found = _natively(kernel, program, held, y, p, seeds)
     digits = 1e-13 if kernel.kind == "f64" else 2e-5
     eps = torch.finfo(kernel.dtype).eps
@@ -195,16 +246,16 @@ def _natively(
     p: Sequence[Tensor],
     seeds: Sequence[Tensor],
 ) -> list[Tensor]:
-    dtype = kernel.dtype
-    work, lam, mu = flat(y, dtype), flat(seeds, dtype), torch.zeros(kernel.held, dtype=dtype)
-    ends = torch.zeros(2, dtype=torch.float64)
+    layout, members = kernel.layout, kernel.layout.members
+    x0 = layout.packed([x[None] for x in y], members)
+    lam = layout.packed([x[None] for x in seeds], members, zeros=True)
+    sums, ends = kernel.sums(), torch.zeros(2, layout.width, dtype=torch.float64)
     rows = np.array([(RECORD, 0, 1, 0, 1), (REVERSE, 0, 1, 0, 1)], dtype=np.int64)
-    words: dict[str, Any] = {
-        "rows": rows, "row_count": 2, "times": np.array(_ends(program)), "index": np.array([-1]), "x0": work,
-        "tape": torch.empty_like(work), "work": work, "lam": lam, "mu": mu, "p": flat(p, dtype), "ends": ends,
-        "pre": torch.empty(kernel.hoisted, dtype=torch.float64), "last_tile": 1, "tape_each": 1,
-    }  # fmt: skip
-    kernel.call(words)
-    by_tensor = mu.split([x.numel() for x in p]) if p else ()
-    mine = [work, lam, *(g for g, x in zip(by_tensor, held.tensors, strict=True) if x.requires_grad)]
-    return [*mine, ends] if kernel.times else mine
+    work, tape = x0.clone(), torch.empty_like(x0)
+    words = {"rows": rows, "row_count": 2, "times": np.array(_ends(program)), "index": np.array([-1])}
+    places = {"x0": x0, "tape": tape, "work": work, "lam": lam, "ends": ends, "tape_each": 1}
+    kernel.call({**words, **places, **sums, **kernel.inputs(p)})
+    mine = [flat(layout.unpacked(x), kernel.dtype) for x in (work, lam)]
+    of_held = zip(kernel.of_held(sums, p), held.tensors, strict=True)
+    mine += [(torch.zeros(x.shape) if g is None else g).reshape(-1) for g, x in of_held if x.requires_grad]
+    return [*mine, ends.sum(1)] if kernel.times else mine

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.captured import Captured
-from adjoint.engines.native.kernel import Kernel, flat
+from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.rows import plain_rows, rows_of
 from adjoint.engines.native.trace import Held
 from adjoint.join import TwiceDifferentiable
@@ -25,6 +25,7 @@ from adjoint.tangents import Directions, Second
 from adjoint.tensors import State, bytes_of
 from adjoint.timeline import FixedTimeline
 from revolve import Plan, Schedule, parse_bytes
+from revolve.actions import RECORD
 
 
 def native_plan(problem: Problem, captured: Captured, state: State) -> Plan:
@@ -74,22 +75,15 @@ class NativeSweep:
         places = np.searchsorted(sign * times, sign * np.array(program.asked.t))
         self._index = np.full(self.steps, -1, dtype=np.int64)
         self._index[places[1:] - 1] = np.arange(1, len(places))
-        start = flat(self.state, kernel.dtype)
-        return {
-            "times": times,
-            "index": self._index,
-            "x0": start,
-            "work": start.clone(),
-            "p": flat(self.held.tensors, kernel.dtype),
-            "pre": torch.empty(kernel.hoisted, dtype=torch.float64),
-            "last_tile": 1,
-        }
+        start = kernel.layout.packed([x[None] for x in self.state], kernel.layout.members)
+        words = {"times": times, "index": self._index, "x0": start, "work": start.clone()}
+        return {**words, **kernel.inputs(self.held.tensors), "outputs_each": program.outputs}
 
     def forward(self, schedule: Schedule | None) -> tuple[list[Tensor], State]:
         """Outputs by leaf, and the last state. Without a schedule nothing is kept."""
-        words, leaves = self._words, self.kernel.leaves
-        outputs = torch.empty((self.program.outputs, leaves), dtype=self.kernel.dtype)
-        outputs[0] = words["x0"]
+        words, layout = self._words, self.kernel.layout
+        outputs = layout.packed([x.new_empty(self.program.outputs, *x.shape) for x in self.state], layout.members)
+        outputs[:, :1] = words["x0"]
         if schedule is None:
             rows, plain, recorded = plain_rows(self.steps), self.steps, 0
         else:
@@ -100,7 +94,7 @@ class NativeSweep:
             recorded = self.steps - plain
         self.kernel.call({**words, **_rows(rows), "outputs": outputs, "emitting": 1})
         self._count(plain, recorded)
-        return self._by_leaf(outputs), tuple(self._by_leaf(words["work"][None]))
+        return layout.unpacked(outputs), tuple(x[0] for x in layout.unpacked(words["work"]))
 
     def check(self) -> None:
         self.stepper.captured.check()
@@ -113,20 +107,23 @@ class NativeSweep:
         if not self._fresh:
             words |= self._room(rowed.slots, rowed.tape)
         self._fresh = False
-        shape = (program.outputs, kernel.leaves)
-        seeds = self._whole(of_outputs, shape)
-        lam = self._whole(of_state, (1, kernel.leaves))[0].clone()
-        mu = torch.zeros(kernel.held, dtype=kernel.dtype)
-        ends = torch.zeros(self.steps + 1 if kernel.times else 1, dtype=torch.float64)
-        kernel.call({**words, **_rows(rowed.backward), "cotangents": seeds, "lam": lam, "mu": mu, "ends": ends})
+        seeds, lam = (
+            self._packed(of_outputs, program.outputs),
+            self._packed([x if x is None else x[None] for x in of_state], 1),
+        )
+        sums, width = kernel.sums(), kernel.layout.width
+        ends = torch.zeros(self.steps + 1 if kernel.times else 1, width, dtype=torch.float64)
+        kernel.call({**words, **_rows(rowed.backward), "cotangents": seeds, "lam": lam, "ends": ends, **sums})
         for name in ("slots", "tape"):
             words.pop(name)
-        self._count(rowed.plain_runs[1], self.steps - (rowed.forward[:, 0] == 1).sum())
-        first = self._by_leaf((lam + seeds[0])[None])
+        self._count(rowed.plain_runs[1], self.steps - (rowed.forward[:, 0] == RECORD).sum())
+        first = kernel.layout.unpacked(lam + seeds[:, :1])
         program.begin_reverse()
         if kernel.times:
-            program.take_ends(ends)
-        return [*(x[0] for x in first), *program.input_cotangents(), *self._of_captured(mu)]
+            program.take_ends(ends.sum(1))
+        of_held = dict(zip(map(id, self.held.tensors), kernel.of_held(sums, self.held.tensors), strict=True))
+        captured = [of_held[id(x)] for x in self.stepper.captured.tensors]
+        return [*(x[0] for x in first), *program.input_cotangents(), *captured]
 
     def tangents(self, directions: Directions) -> tuple[list[Tensor], State]:
         return self._linearised().tangents(directions)
@@ -135,49 +132,23 @@ class NativeSweep:
         return self._linearised().second(of_outputs, of_state, directions)
 
     def _room(self, slots: int, tape: int) -> dict[str, Any]:
-        leaves, dtype = self.kernel.leaves, self.kernel.dtype
-        return {
-            "slots": torch.empty(slots * leaves, dtype=dtype),
-            "tape": torch.empty(tape * leaves, dtype=dtype),
-            "slots_each": slots,
-            "tape_each": tape,
-        }
+        """Memory for kept states."""
+        like = self._words["x0"]
+        size = like.numel()
+        places = {"slots": like.new_empty(slots * size), "tape": like.new_empty(tape * size)}
+        return {**places, "slots_each": slots, "tape_each": tape}
 
     def _count(self, plain: int, recorded: int) -> None:
         self.stepper.plain_runs += plain
         self.stepper.recorded_runs += int(recorded)
         self.program.evaluations += self.program.tableau.weighted * (plain + int(recorded))
 
-    def _by_leaf(self, rows: Tensor) -> list[Tensor]:
-        """Rows of numbers as leaves with a leading dimension."""
-        if len(self.state) == 1:
-            return [rows.view(len(rows), *self.state[0].shape)]
-        parts = rows.split([x.numel() for x in self.state], 1)
-        return [x.reshape(len(rows), *like.shape) for x, like in zip(parts, self.state, strict=True)]
-
-    def _whole(self, cotangents: Sequence[Tensor | None], shape: tuple[int, int]) -> Tensor:
-        """Cotangents by leaf as rows of numbers."""
-        if not any(x is not None for x in cotangents):
-            return torch.zeros(shape, dtype=self.kernel.dtype)
-        pairs = zip(cotangents, self.state, strict=True)
-        parts = [
-            torch.zeros((shape[0], like.numel()), dtype=self.kernel.dtype)
-            if x is None
-            else x.reshape(shape[0], like.numel())
-            for x, like in pairs
-        ]
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0].contiguous()
-
-    def _of_captured(self, mu: Tensor) -> list[Tensor | None]:
-        """The parts that belong to the tensors that require grad; None where nothing depends on one."""
-        found: dict[int, Tensor | None] = {}
-        first = 0
-        for x in self.held.tensors:
-            size = x.numel()
-            used = any(j in self.kernel.reached for j in range(first, first + size))
-            found[id(x)] = mu[first : first + size].view(x.shape) if used else None
-            first += size
-        return [found[id(x)] for x in self.stepper.captured.tensors]
+    def _packed(self, cotangents: Sequence[Tensor | None], count: int) -> Tensor:
+        """Cotangents by leaf, of so many rows; what is None is zero."""
+        layout, zero = self.kernel.layout, torch.zeros((), dtype=self.kernel.dtype)
+        given = cotangents or [None] * len(self.state)
+        whole = [zero.expand(count, *like.shape) if x is None else x for x, like in zip(given, self.state, strict=True)]
+        return layout.packed(whole, layout.members, zeros=True).clone()
 
 
 def _rows(rows: np.ndarray) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from adjoint.engines.native.operators import FORMULAS, SIMPLER
 from adjoint.engines.native.program import Graph, Kind, Node
 from adjoint.tensors import Reach, State, Structure, Touched
 
+Name = tuple[str, int]
+
 
 @dataclass(frozen=True)
 class Held:
@@ -45,7 +47,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Traced:
-    """k = f(t, y, p) and lam^T df/d(y, p, t), over inputs ("t", 0), ("y", i), ("p", j) and ("lam", i)."""
+    """k = f(t, y, p, q) and lam^T df/d(y, p, q, t), over inputs ("t", 0), ("y", i), ("p", j), ("q", j) and ("lam", i).
+
+    p are numbers that are the same for all members of a batch, q those that each has of its own.
+    """
 
     graph: Graph
     kind: Kind
@@ -53,28 +58,56 @@ class Traced:
     time: Kind
     slope: list[Node]
     of_state: list[Node]
-    of_held: dict[int, Node]
-    """By the index j of ("p", j), where something depends on it and a gradient is wanted."""
+    of_held: dict[Name, Node]
+    """Where something depends on p or q and a gradient is wanted."""
     of_time: Node
 
 
-def trace(function: Any, held: Held, structure: Structure, state: State, t: Tensor, most: int) -> Traced:
+@dataclass(frozen=True)
+class Scene:
+    """What f is followed on: some members of the state, or all of it."""
+
+    held: Held
+    own: tuple[bool, ...]
+    """Of each held tensor, whether every member has a part of its own."""
+    structure: Structure
+    state: State
+    t: Tensor
+    dim: int | None
+    """The dimension that counts members; None if there are none."""
+
+    def rows(self, x: Tensor, count: int) -> Tensor:
+        return x.detach() if self.dim is None else x.detach().narrow(self.dim, 0, count)
+
+    def of_row(self, x: Tensor, row: int) -> Tensor:
+        return x if self.dim is None else x.select(self.dim, row)
+
+
+def trace(scene: Scene, most: int) -> Traced:
     """Follow f at this point. Raises Refused for what no program can say."""
+    state = scene.state
     if len({x.dtype for x in state}) > 1 or state[0].dtype not in KIND_OF or not state[0].is_floating_point():
         raise Refused(f"a state of {', '.join(str(x.dtype) for x in state)}; it takes float64 or float32")
-    graph = Graph()
-    cells = Cells(graph, FORMULAS, SIMPLER, most)
-    leaves = tuple(_leaf(x, True) for x in state)
-    now = _leaf(t, True)
-    aliases = [_leaf(x, x.requires_grad) for x in held.tensors]
-    seeds = tuple(torch.randn_like(x, memory_format=torch.contiguous_format, requires_grad=False) for x in leaves)
-    for name, tensors in (("y", leaves), ("p", aliases), ("lam", seeds)):
-        _named(cells, name, tensors)
+    cells = Cells(Graph(), FORMULAS, SIMPLER, most)
+    traced = _followed(cells, scene)
+    if scene.dim is not None:
+        _refuse_mixing(cells, scene, traced)
+    return traced
+
+
+def _followed(cells: Cells, scene: Scene) -> Traced:
+    """f and its transpose; in a batch, of its first member."""
+    graph, held, state = cells.graph, scene.held, scene.state
+    leaves = tuple(_leaf(scene.rows(x, 1), x, True) for x in state)
+    now = _leaf(scene.t, scene.t, True)
+    aliases = _aliases(cells, scene, 1)
+    seeds = tuple(torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape) for x in leaves)
+    _named(cells, "y", leaves)
+    _named(cells, "lam", seeds)
     cells.name(now, "t")
-    f, args = held.rebound(aliases)
     known = (*leaves, now, *aliases, *held.others, *seeds)
     with torch.enable_grad(), Touched(known) as touched, Unpeeked(), cells:
-        slope = structure.flatten(f(now, structure.unflatten(leaves), *args), "the value of f")
+        slope = _slope(scene, leaves, now, aliases)
         roots = [(k, seed) for k, seed in zip(slope, seeds, strict=True) if k.requires_grad]
         inputs = [*leaves, *(x for x in aliases if x.requires_grad), now]
         found: list[Tensor | None] = [None] * len(inputs)
@@ -82,10 +115,6 @@ def trace(function: Any, held: Held, structure: Structure, state: State, t: Tens
             found = list(torch.autograd.grad([k for k, _ in roots], inputs, [s for _, s in roots], allow_unused=True))
     if any(not cells.known(x) for x in touched.outside.values()):
         raise Refused("a tensor that f holds where it cannot be followed")
-    for k, y in zip(slope, state, strict=True):
-        if k.shape != y.shape or k.dtype != y.dtype:
-            raise Refused(f"f returned shape {tuple(k.shape)} for a state of shape {tuple(y.shape)}")
-    kind = KIND_OF[state[0].dtype]
 
     def numbers(g: Tensor | None, like: Tensor) -> list[Node]:
         if g is None:
@@ -93,23 +122,69 @@ def trace(function: Any, held: Held, structure: Structure, state: State, t: Tens
         return list(cells.read(g).flat)
 
     of_state = [n for g, x in zip(found, leaves, strict=False) for n in numbers(g, x)]
-    of_held: dict[int, Node] = {}
-    rest, first = iter(found[len(leaves) :]), 0
-    for x in aliases:
+    of_held: dict[Name, Node] = {}
+    rest, first = iter(found[len(leaves) :]), {"p": 0, "q": 0}
+    for x, own in zip(aliases, scene.own, strict=True):
+        name = "q" if own else "p"
         g = next(rest) if x.requires_grad else None
         if g is not None:
-            of_held |= dict(enumerate(cells.read(g).flat, first))
-        first += x.numel()
+            of_held |= {(name, j): node for j, node in enumerate(cells.read(g).flat, first[name])}
+        first[name] += x.numel()
     ks = [n for k in slope for n in cells.read(k).flat]
-    return Traced(graph, kind, KIND_OF[t.dtype], ks, of_state, of_held, numbers(next(rest), now)[0])
+    time = KIND_OF[scene.t.dtype]
+    return Traced(graph, KIND_OF[state[0].dtype], time, ks, of_state, of_held, numbers(next(rest), now)[0])
 
 
-def _leaf(x: Tensor, wanted: bool) -> Tensor:
+def _refuse_mixing(cells: Cells, scene: Scene, traced: Traced) -> None:
+    """Two members at once: each must come out as the first does alone, and know nothing of the other."""
+    graph = cells.graph
+    leaves = tuple(_leaf(scene.rows(x, 2), x, False) for x in scene.state)
+    now = _leaf(scene.t, scene.t, False)
+    aliases = _aliases(cells, scene, 2)
+    for row, name in ((0, "y"), (1, "other y")):
+        _named(cells, name, [scene.of_row(x, row) for x in leaves])
+    cells.name(now, "t")
+    with torch.no_grad(), Unpeeked(), cells:
+        slope = _slope(scene, leaves, now, aliases)
+    first, second = ([n for k in slope for n in cells.read(scene.of_row(k, row)).flat] for row in (0, 1))
+    names = {x.payload: x for x in graph.nodes if x.op == "input"}
+    others = {(f"other {name}", j): x for (name, j), x in names.items() if f"other {name}" in {n for n, _ in names}}
+    alike = graph.substituted(second, others)
+    if not all(a is b and b is c for a, b, c in zip(first, traced.slope, alike, strict=True)):
+        raise Refused("members of a batch that depend on each other")
+
+
+def _slope(scene: Scene, leaves: State, now: Tensor, aliases: list[Tensor]) -> State:
+    f, args = scene.held.rebound(aliases)
+    slope = scene.structure.flatten(f(now, scene.structure.unflatten(leaves), *args), "the value of f")
+    for k, y in zip(slope, leaves, strict=True):
+        if k.shape != y.shape or k.dtype != y.dtype:
+            raise Refused(f"f returned shape {tuple(k.shape)} for a state of shape {tuple(y.shape)}")
+    return slope
+
+
+def _aliases(cells: Cells, scene: Scene, count: int) -> list[Tensor]:
+    """The held tensors, or the parts of them that belong to so many members, named."""
+    made = []
+    first = {"p": 0, "q": 0}
+    for x, own in zip(scene.held.tensors, scene.own, strict=True):
+        alias = _leaf(scene.rows(x, count) if own else x, x, x.requires_grad)
+        if own:
+            for row, name in list(enumerate(("q", "other q")))[:count]:
+                cells.name(scene.of_row(alias.detach(), row), name, first["q"])
+        else:
+            cells.name(alias, "p", first["p"])
+        first["q" if own else "p"] += alias.numel() // (count if own else 1)
+        made.append(alias)
+    return made
+
+
+def _leaf(x: Tensor, like: Tensor, wanted: bool) -> Tensor:
     """The same numbers in memory of their own; a parameter stays one."""
     alias = x.detach().clone(memory_format=torch.contiguous_format)
-    if isinstance(x, torch.nn.Parameter):
+    if isinstance(like, torch.nn.Parameter):
         alias = torch.nn.Parameter(alias, wanted)
-    alias.__dict__.update(x.__dict__)
+    alias.__dict__.update(like.__dict__)
     return alias.requires_grad_(wanted)
 
 
@@ -117,5 +192,5 @@ def _named(cells: Cells, name: str, tensors: Sequence[Tensor]) -> None:
     """Number the inputs of several tensors in a row."""
     first = 0
     for x in tensors:
-        cells.name(x, name, first)
+        cells.name(x.detach(), name, first)
         first += x.numel()
