@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from adjoint.tensors import Structure, differentiable, map_tree
 
@@ -51,3 +52,34 @@ def seen_afterwards(observe: Function, times: Tensor, ys: Any) -> Any:
     return values[0][0].unflatten(
         [torch.stack(column) for column in zip(*(leaves for _, leaves in values), strict=True)]
     )
+
+
+def seen_of_members(observe: Function, times: Tensor, ys: Any, first: Any) -> Any:
+    """The same of a batch: g gets times of shape (members,) and all members at once, and gives a row for each.
+
+    Where a member has no state (it failed, or its times are over), g sees its ``first`` one, and what it gives is NaN
+    without gradient: zero times NaN would be NaN in the gradient of all that g holds.
+    """
+    leaves, spec = pytree.tree_flatten(ys)
+    start = [torch.nan_to_num(x.detach(), posinf=0.0, neginf=0.0) for x in pytree.tree_leaves(first)]
+    members, values = len(start[0]), []
+    for j in range(len(leaves[0])):
+        there = [x[j] for x in leaves]
+        good = torch.stack([torch.isfinite(x.detach()).reshape(members, -1).all(1) for x in there]).all(0)
+        t = times[j].expand(members) if times.ndim == 1 else times[:, j]
+        known = torch.where(good, t, (times[0] if times.ndim == 1 else times[:, 0]).detach())
+        state = [torch.where(_rows(good, x), x, y) for x, y in zip(there, start, strict=True)]
+        structure, found = Structure.of(observe(known, spec.unflatten(state)), "the value of observe")
+        for x in found:
+            if not differentiable(x) or x.ndim == 0 or len(x) != members:
+                raise ValueError(
+                    f"observe returned shape {tuple(x.shape)} and {x.dtype} for {members} members; with batched=True it must "
+                    f"return real or complex tensors with a row for each member"
+                )
+        values.append([torch.where(_rows(good, x), x, torch.nan) for x in found])
+    return structure.unflatten([torch.stack(column) for column in zip(*values, strict=True)])
+
+
+def _rows(mask: Tensor, like: Tensor) -> Tensor:
+    """A mask over members, for a tensor whose first dimension counts them."""
+    return mask.to(like.device).reshape(-1, *[1] * (like.ndim - 1))

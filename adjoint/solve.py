@@ -23,7 +23,7 @@ from adjoint.gradients import gradient_named, is_backprop
 from adjoint.members import MemberStats, Wishes, refuse_moving_jumps, solve_members
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
-from adjoint.observing import seen_afterwards, with_cost, with_integral
+from adjoint.observing import seen_afterwards, seen_of_members, with_cost, with_integral
 from adjoint.problem import Gradient, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.adams import Adams
@@ -164,7 +164,8 @@ def solve(
             status, in lock-step. f gets t of shape (members,); ``t`` may have a row for each member (that may end in
             NaN), and so may ``jumps``; rtol, atol and dt may be tensors with one number for each.
         observe: g(t, y), a tree of tensors, seen in place of the states, which are let go: a loss on a few receivers
-            holds no fields. Gradients reach what g holds.
+            holds no fields. Gradients reach what g holds. In a batch g gets t of shape (members,) and gives a row for
+            each member; the states are looked at when the solve is over.
         observe_at: "times" (those in ``t``) or "steps" (t[0], and after every step).
         cost: a running cost L(t, y, *args), a tensor; ``solution.costs`` is its integral. It is integrated as one more
             part of the state, by the same steps and to the same tolerances.
@@ -216,6 +217,9 @@ def solve(
         found = structure.unflatten(each.outputs)
         solution = Solution(each.times, found, each.status, each.stats, each.plan, f"{EAGER}, in lock-step")
         solution = _with_last(solution, each.failure)
+        if observe is not None:
+            last, seen = map_tree(lambda x: x[-1:], found), seen_of_members(observe, each.times, found, y0)
+            solution = replace(solution, ys=last, observed=seen, observed_ts=each.times)
         return solution if cost is None else _apart(solution)
     times = checked_times(t, state)
     control = control_asked_for(
@@ -308,8 +312,8 @@ def _check_observing(observe: Any, observe_at: str, cost: Any, batched: bool) ->
     for name, function in (("observe", observe), ("cost", cost)):
         if function is not None and not callable(function):
             raise TypeError(f"{name}={function!r} must be a function of (t, y)")
-    if observe is not None and batched:
-        raise ValueError("observe= looks at one solve; with batched=True apply it to solution.ys")
+    if observe_at == "steps" and batched:
+        raise ValueError("observe_at='steps': members have steps of their own; with batched=True give the times in t")
     if observe is None and observe_at != "times":
         raise ValueError(f"observe_at={observe_at!r} says when to look, and observe= is missing")
 

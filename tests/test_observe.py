@@ -188,7 +188,12 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"cost": lambda t, y: 1.0}, TypeError, "cost returned 1.0"),
     ({"observe": lambda t, y: y > 0}, TypeError, "torch.bool"),
     ({"observe": lambda t, y: y.mul_(2)}, RuntimeError, "observe changed its state"),
-    ({"observe": lambda t, y: y, "batched": True}, ValueError, "solution.ys"),
+    (
+        {"observe": lambda t, y: y, "observe_at": "steps", "batched": True},
+        ValueError,
+        "members have steps of their own",
+    ),
+    ({"observe": lambda t, y: y.sum(), "batched": True}, ValueError, "a row for each member"),
     ({"observe": lambda t, y: y if t < 0.5 else (y,)}, TypeError, "the same always"),
 ]
 
@@ -352,3 +357,36 @@ def test_jumps_that_require_grad_are_refused(batched: bool) -> None:
         with pytest.raises(ValueError, match="jumps requires grad, and no gradient comes back"):
             solve(lambda t, y: -y, torch.ones(2, dtype=DOUBLE), [0.0, 1.0], jumps=jumps, batched=batched)
     assert solve(lambda t, y: -y, torch.ones(2, dtype=DOUBLE), [0.0, 1.0], jumps=switch.detach(), batched=batched)
+
+
+@pytest.mark.parametrize("how", [{"method": "rk4", "dt": 0.1}, {"method": "tsit5", "rtol": 1e-8}])
+@pytest.mark.parametrize("with_cost", [False, True])
+def test_members_are_seen_as_they_would_be_alone(how: dict[str, Any], with_cost: bool) -> None:
+    """One has fewer times, and one fails: what is seen of the others and its gradients are as without them."""
+    rates = torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE).requires_grad_()
+    gain, y0 = torch.tensor(1.7, dtype=DOUBLE).requires_grad_(), torch.full((3, 2), 1.2, dtype=DOUBLE).requires_grad_()
+    rows = torch.tensor([[0.0, 0.5, 1.0], [0.0, 0.3, torch.nan], [0.0, 0.2, 4.0]], dtype=DOUBLE).requires_grad_()
+    wanted = (rates, gain, y0, rows)
+    fails = torch.tensor([[1.0], [1.0], [2.0]], dtype=DOUBLE)
+
+    def see(t: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return {"log": gain * y.log().sum(-1) * t, "sum": gain + y.sum(-1)}
+
+    def cost(t: Tensor, y: Tensor) -> Tensor:
+        return gain * y.sum(-1)
+
+    more: dict[str, Any] = how | {"observe": see} | ({"cost": cost} if with_cost else {})
+    solution = solve(lambda t, y: rates[:, None] * y**fails, y0, rows, batched=True, throw=False, **more)
+    assert solution.status[:2] == ("success", "success") != solution.status[2:]
+    seen = {**solution.observed, **({"cost": solution.costs} if with_cost else {})}
+    assert all(x.shape == (3, 3) and x[2, 1:].isnan().all() for x in seen.values())
+    loss = sum((torch.sin(x[:, :2])[torch.isfinite(x[:, :2])]).sum() for x in seen.values())
+    assert isinstance(loss, Tensor)
+    expected = torch.zeros((), dtype=DOUBLE)
+    for b, count in ((0, 3), (1, 2)):
+        alone = solve(lambda t, y: rates[b] * y, y0[b], rows[b, :count], **more)  # noqa: B023
+        assert with_cost or torch.allclose(alone.observed["log"], seen["log"][:count, b], rtol=1e-9)
+        parts = [*alone.observed.values(), *([alone.costs] if with_cost else [])]
+        expected = expected + sum((torch.sin(x)).sum() for x in parts)
+    for found, right in zip(torch.autograd.grad(loss, wanted), torch.autograd.grad(expected, wanted), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-7, atol=1e-9)
