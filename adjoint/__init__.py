@@ -12,10 +12,12 @@ from adjoint.members import MemberStats
 from adjoint.newton import Objective, gauss_newton, hvp
 from adjoint.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from adjoint.problem import Stats
+from adjoint.reversible import Reversible
 from adjoint.scan import scan
 from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
 from adjoint.steppers.adams import MULTISTEP, Adams
+from adjoint.steppers.symplectic import SPLITTINGS, Flows, Splitting
 from adjoint.stepping import TakenStep, steps
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import UntrackedTensorError
@@ -27,6 +29,7 @@ __all__ = [
     "GRADIENTS",
     "METHODS",
     "MULTISTEP",
+    "SPLITTINGS",
     "Adams",
     "At",
     "Backprop",
@@ -38,14 +41,17 @@ __all__ = [
     "Discrete",
     "Event",
     "Files",
+    "Flows",
     "Host",
     "MemberStats",
     "Objective",
     "Occurrences",
     "ReproducibilityError",
+    "Reversible",
     "Signal",
     "Solution",
     "SolveError",
+    "Splitting",
     "Stats",
     "Tableau",
     "TakenStep",

@@ -24,6 +24,7 @@ from adjoint.names import named
 from adjoint.probe import probe
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, root_mean_square
+from adjoint.steppers.symplectic import Splitting
 from adjoint.tensors import State, Structure, leaves_of
 
 
@@ -55,6 +56,11 @@ class Backsolve:
         program = problem.program
         if not isinstance(program, ExplicitProgram):
             raise TypeError(f"gradient='backsolve' integrates an ODE; {program.label} is not one")
+        if self.method is None and isinstance(program.method, Splitting):
+            raise ValueError(
+                f"the backward solve cannot take steps in parts (method={program.method.name!r}); give "
+                f"Backsolve(method='tsit5'), or gradient='discrete'"
+            )
         captured = Captured(problem.function, program.label)
         for x in (*problem.state, *program.inputs):
             captured.watch("y0 or t", x)

@@ -34,7 +34,9 @@ def check_events(events: Any, method: Any, t: Tensor, refused: dict[str, bool]) 
     if mapped():
         raise NotImplementedError("members of a vmap have events at different times; solve them one after the other")
     if not isinstance(method, Tableau):
-        raise ValueError(f"method={method.name!r} goes on from earlier steps, which an event breaks off; give 'tsit5'")
+        raise ValueError(
+            f"method={method.name!r} takes no steps in which events are found; give an explicit one, 'tsit5'"
+        )
     if len(t) < 2:
         raise ValueError("events happen between two times, and t has one; give the time to which to solve")
     _check_known(events, t)

@@ -11,6 +11,7 @@ from torch import Tensor
 from adjoint.problem import Outcome
 from adjoint.steppers.adams import AdamsProgram
 from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.steppers.symplectic import SplittingProgram
 from adjoint.tensors import State, Structure
 from adjoint.timeline import SolveError
 
@@ -53,7 +54,11 @@ def _first_broken(
     program: ExplicitProgram, function: Any, first: State, outputs: Sequence[Tensor], j: int
 ) -> SolveError | None:
     """The fixed step that broke down, found by taking those before output j again; None if they cannot be."""
-    if not program.timeline.landing or isinstance(program, AdamsProgram) or (program.inputs and j == 0):
+    if (
+        not program.timeline.landing
+        or isinstance(program, (AdamsProgram, SplittingProgram))
+        or (program.inputs and j == 0)
+    ):
         return None
     begin = program.asked.t[j - 1]
     state = tuple(x.detach()[j - 1] for x in outputs) if j > 1 else first

@@ -43,7 +43,7 @@ def times_noted(function: Any, touched: Touched) -> Any:
         touched.derived.add(t)
         return inner(t, *given)
 
-    return partial(noted, f), args, *(partial(noted, g) for g in others)
+    return _through(noted, f), args, *(_through(noted, g) for g in others)
 
 
 class Listener:
@@ -74,7 +74,7 @@ class Listener:
             with mode:
                 return function(*given)
 
-        result = run((partial(listened, f), args, *(_through(listened, g) for g in others)))
+        result = run((_through(listened, f), args, *(_through(listened, g) for g in others)))
         return result, {key: x for key, x in mode.unknown.items() if is_plain(x) and differentiable(x) and x.numel()}
 
 

@@ -6,15 +6,18 @@ from torch import Tensor
 
 from adjoint.steppers.adams import MULTISTEP, Adams, AdamsProgram
 from adjoint.steppers.explicit import Control, ExplicitProgram, explicit_program, with_timeline
+from adjoint.steppers.symplectic import SPLITTINGS, Splitting, SplittingProgram
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import State, Structure
 
-Method = Tableau | Adams
-NAMED: dict[str, Method] = {**METHODS, **MULTISTEP}
+Method = Tableau | Adams | Splitting
+NAMED: dict[str, Method] = {**METHODS, **MULTISTEP, **SPLITTINGS}
 
 
 def program_of(method: Method, t: Tensor, structure: Structure, state: State, control: Control) -> ExplicitProgram:
     """The steps of one solve of dy/dt = f(t, y) over the asked times ``t``."""
     if isinstance(method, Adams):
         return with_timeline(AdamsProgram(method, t, structure, state, control))
+    if isinstance(method, Splitting):
+        return with_timeline(SplittingProgram(method, t, structure, state, control))
     return explicit_program(method, t, structure, state, control)

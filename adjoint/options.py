@@ -21,6 +21,7 @@ from adjoint.names import named
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.steppers.explicit import Control, Tolerance
 from adjoint.tableaus import METHODS as TABLEAUS
+from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, differentiable, leaves_of
 from adjoint.timeline import Controller
 
@@ -83,7 +84,7 @@ def method_named(argument: str, method: str | None, options: Mapping[str, Any]) 
     if isinstance(found, Adams):
         own = {name: options[name] for name in ("max_order", "max_iters", "implicit") if name in options}
         return replace(found, interp=interp, **own)
-    if found.adaptive or interp == "cubic":
+    if not isinstance(found, Tableau) or found.adaptive or interp == "cubic":
         return found
     return replace(found, dense=tuple((b,) for b in found.b), dense_order=1)
 

@@ -26,9 +26,9 @@ from adjoint.names import named
 from adjoint.observing import seen_afterwards, seen_of_members, with_cost, with_integral
 from adjoint.problem import Gradient, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
-from adjoint.steppers.adams import Adams
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
 from adjoint.steppers.observed import PLACES, Observed
+from adjoint.steppers.symplectic import Splitting, split_function
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable, map_tree
 from adjoint.tiers import Kind
@@ -184,6 +184,12 @@ def solve(
     """
     structure, state = Structure.of(y0, "y0")
     named("engine", engine, dict.fromkeys(ENGINES))
+    tableau = method_asked_for(method)
+    if cost is not None and isinstance(tableau, Splitting):
+        raise ValueError(
+            f"cost= is one more part of the state, and method={tableau.name!r} has two; give 'rk4' or 'tsit5'"
+        )
+    f = split_function(tableau, f, y0)
     _check_observing(observe, observe_at, cost, batched)
     if cost is not None:
         f, y0 = with_cost(f, cost, y0, _start(t, state, batched), args)
@@ -191,7 +197,6 @@ def solve(
         norm = None if norm is None else partial(_of_the_first, norm)
         observe = None if observe is None else with_integral(observe)
         events = of_states_alone(events) if events else ()
-    tableau = method_asked_for(method)
     check_memory(slots, budget, tiers, schedule)
     memory: dict[str, Any] = {
         "slots": slots,
@@ -395,7 +400,7 @@ def steps_of(program: ExplicitProgram) -> int | None:
 
 def _for_batches(method: Method, controller: str | Controller, time_dtype: torch.dtype | None) -> Tableau:
     """The method, if nothing is asked for that is there for single solves only."""
-    if isinstance(method, Adams):
+    if not isinstance(method, Tableau):
         raise ValueError(f"method={method.name!r} solves one state at a time; with batched=True give 'rk4', say")
     if time_dtype is not None:
         raise ValueError(f"time_dtype={time_dtype}: with batched=True f sees the dtype of t; leave it out")

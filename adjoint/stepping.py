@@ -15,6 +15,7 @@ from adjoint.methods import Method, program_of
 from adjoint.solve import check_call, checked_times, control_asked_for, method_asked_for, steps_of
 from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.stages import Stages
+from adjoint.steppers.symplectic import split_function
 from adjoint.tensors import State, Structure, refuse_writing, versions_of
 from adjoint.timeline import Controller, SolveError
 
@@ -104,6 +105,7 @@ def steps(
     """
     structure, state = Structure.of(y0, "y0")
     chosen = method_asked_for(method)
+    f = split_function(chosen, f, y0)
     check_call(args, max_steps)
     times, endless = _until(t, state)
     if endless and dt is None and not chosen.adaptive:

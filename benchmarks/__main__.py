@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batched, eager, memory, online, plans
+from benchmarks import batched, eager, memory, online, plans, undone
 from benchmarks.measure import Section, machine
 from benchmarks.peers import report as peers
 from benchmarks.sequences import report as sequences
@@ -29,6 +29,7 @@ SECTIONS = {
     "online": online_run,
     "peers": peers.run,
     "sequences": sequences.run,
+    "undone": undone.run,
 }
 
 
