@@ -43,7 +43,7 @@ def run(device: str) -> Section:
                 {"slots": "all"},
                 {"slots": 4},
             ]
-            for how in ([ways[0], *ways] if not rows else ways):  # the very first gradient pays for torch's own start
+            for how in [ways[0], *ways] if not rows else ways:  # the very first gradient pays for torch's own start
                 y0 = tuple(torch.tensor(x, dtype=torch.float64, device=device, requires_grad=True) for x in (q, p))
                 start = time.process_time()
                 s = adjoint.solve((lambda t, p: p, force), y0, [0.0, dt * steps], method="leapfrog", dt=dt, **how)
