@@ -48,6 +48,7 @@ from revolve.segments import Segments
 from revolve.selected import Bisection, Selected
 from revolve.sizes import Parts
 from revolve.stores import CheckpointStore, Disk, Memory
+from revolve.tiles import Grid, Patch, Tile
 
 __all__ = [
     "GIVEN",
@@ -63,6 +64,7 @@ __all__ = [
     "Disk",
     "DiskRevolve",
     "Drop",
+    "Grid",
     "HRevolve",
     "Journal",
     "Load",
@@ -74,6 +76,7 @@ __all__ = [
     "Online",
     "OpenPlan",
     "Parts",
+    "Patch",
     "Periodic",
     "PeriodicDisk",
     "Plan",
@@ -95,6 +98,7 @@ __all__ = [
     "StoreNothing",
     "Tier",
     "TierReport",
+    "Tile",
     "VerificationError",
     "beta",
     "both_sweeps",

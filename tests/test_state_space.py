@@ -9,6 +9,7 @@ import pytest
 import torch
 from adjoint_cases import assert_close, assert_same_bits, leaf, loss_of, numbers
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import adjoint
 from adjoint import state_space
@@ -24,6 +25,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "S5, bilinear": lambda: state_space.S5(FEATURES, 4, rule="bilinear"),
     "LRU": lambda: state_space.LRU(FEATURES, 5),
     "selective": lambda: state_space.Selective(FEATURES, 4),
+    "stack": lambda: state_space.Stack(state_space.LRU(FEATURES, 4) for _ in range(3)),
     "GRU": lambda: state_space.Recurrent(nn.GRUCell(FEATURES, 4), FEATURES, 4),
     "liquid": lambda: state_space.Recurrent(state_space.LiquidCell(FEATURES, 4), FEATURES, 4),
     "neural ODE": lambda: state_space.Recurrent(state_space.ODECell(FEATURES, 4, 6), FEATURES, 4),
@@ -31,19 +33,18 @@ MODELS: dict[str, Callable[[], Any]] = {
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
-def made(name: str) -> tuple[Any, Tensor, Tensor]:
+def made(name: str) -> tuple[Any, Any, Tensor]:
     """A model, a first state and inputs."""
     torch.manual_seed(0)
     model = MODELS[name]().double()
-    zero = model.start(BATCH)
-    state = leaf(*zero.shape, seed=1, on=CPU, dtype=zero.dtype)
+    state = pytree.tree_map(lambda zero: leaf(*zero.shape, seed=1, on=CPU, dtype=zero.dtype), model.start(BATCH))
     return model, state, leaf(BATCH, LENGTH, FEATURES, seed=2, on=CPU)
 
 
-def results(model: nn.Module, u: Tensor, state: Tensor, run: Callable[[], tuple[Tensor, Tensor]]) -> list[Tensor]:
+def results(model: nn.Module, u: Tensor, state: Any, run: Callable[[], tuple[Tensor, Any]]) -> list[Tensor]:
     y, last = run()
-    found = torch.autograd.grad(loss_of([y, last]), [u, state, *model.parameters()])
-    return [y.detach(), last.detach(), *found]
+    found = torch.autograd.grad(loss_of([y, last]), [u, *pytree.tree_leaves(state), *model.parameters()])
+    return [y.detach(), *(x.detach() for x in pytree.tree_leaves(last)), *found]
 
 
 def by_steps(model: Any, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,10 +91,13 @@ def test_a_member_ends_where_its_length_says(name: str) -> None:
         u[1, 5:] = torch.nan
 
     def one_by_one() -> tuple[Tensor, Tensor]:
-        pairs = [model(u[b : b + 1, :n], state[b : b + 1]) for b, n in enumerate(lengths)]
+        pairs = [
+            model(u[b : b + 1, :n], pytree.tree_map(lambda x: x[b : b + 1], state))  # noqa: B023
+            for b, n in enumerate(lengths)
+        ]
         short = pairs[1][0]
         filled = torch.cat((short, short.new_zeros(1, LENGTH - 5, short.shape[-1])), 1)
-        return torch.cat((pairs[0][0], filled)), torch.cat([last for _, last in pairs])
+        return torch.cat((pairs[0][0], filled)), pytree.tree_map(lambda *x: torch.cat(x), *(last for _, last in pairs))
 
     expected = results(model, u, state, one_by_one)
     assert all(x.isfinite().all() for x in expected)
@@ -107,7 +111,8 @@ def test_single_precision_and_a_state_from_nowhere(name: str) -> None:
     u = torch.randn(BATCH, LENGTH, FEATURES)
     y, last = model(u)
     assert y.dtype == u.dtype and y.shape[:2] == u.shape[:2]
-    assert last.dtype == model.start(BATCH).dtype and last.shape == model.start(BATCH).shape
+    for x, zero in zip(*map(pytree.tree_leaves, (last, model.start(BATCH))), strict=True):
+        assert x.dtype == zero.dtype and x.shape == zero.shape
     exact, _ = model.double()(u.double())
     assert (y - exact).abs().max() < 1e-4 * exact.abs().max()
 

@@ -14,6 +14,7 @@ from adjoint.state_space.kalman import Filtered, kalman_filter
 from adjoint.state_space.linear import LRU, S4D, S5, STARTS
 from adjoint.state_space.model import Model
 from adjoint.state_space.selective import Selective
+from adjoint.state_space.stack import Stack
 
 __all__ = [
     "LRU",
@@ -27,6 +28,7 @@ __all__ = [
     "ODECell",
     "Recurrent",
     "Selective",
+    "Stack",
     "bilinear",
     "bilinear_of_matrices",
     "hippo_legs",
