@@ -17,7 +17,7 @@ States = tuple[Tensor, ...]
 
 
 class Stack(nn.Module):
-    """Models one after another, x <- x + activation(model(x)), with a state of each.
+    """Models one after another, x <- x + activation(model(norm(x))), with a state and a layer norm of each.
 
     In time, chunks are differentiated one at a time, as in one model. With ``layers`` fewer than there are, a chunk is
     reversed in groups of so many: what lies between groups is kept for one chunk, the inside of a group computed once
@@ -32,6 +32,7 @@ class Stack(nn.Module):
         if len(widths) != 1:
             raise ValueError(f"models have the features {sorted(widths)}; give one or more, all of the same width")
         (self.features,) = widths
+        self.norms = nn.ModuleList(nn.LayerNorm(self.features) for _ in self.models)
 
     def _each(self) -> list[Model]:
         return list(self.models)  # type: ignore[arg-type]
@@ -87,8 +88,8 @@ class Stack(nn.Module):
     def _group(self, bottom: int, top: int, states: States, x: Tensor, there: Tensor | None) -> States:
         """The new states of these models, and what goes on to the next."""
         new = []
-        for model, state in zip(self._each()[bottom:top], states, strict=True):
-            after, y = model.rows(state, x, there)
+        for model, norm, state in zip(self._each()[bottom:top], self.norms[bottom:top], states, strict=True):
+            after, y = model.rows(state, norm(x), there)
             new.append(after)
             x = x + self.activation(y)
         return *new, x

@@ -101,22 +101,33 @@ def loop(length: int) -> Gradient:
 
 
 def checkpointed(length: int) -> Gradient:
-    """Two levels of segments, near the cube root of the length each."""
+    """Two levels of segments, near the cube root of the length each.
+
+    The reentrant kind: the other one keeps a graph of every operation, a gigabyte for 100,000 rows.
+    """
     size = thirds(length)
     number = max(1, length // size // thirds(length))
 
     def inner(h: Tensor, u: Tensor, *p: Tensor) -> tuple[Tensor, Tensor]:
         outputs = []
         for part in u.split(size):
-            h, y = checkpoint(loop_over, h, part, *p, use_reentrant=False, preserve_rng_state=False)
+            h, y = checkpoint(loop_over, h, part, *p, use_reentrant=True, preserve_rng_state=False)
             outputs.append(y)
         return h, torch.cat(outputs)
 
     def outputs(u: Tensor, *p: Tensor) -> Tensor:
         h, found = zero(), []
         for part in u.split(length // number):
-            h, y = checkpoint(inner, h, part, *p, use_reentrant=False, preserve_rng_state=False)
+            h, y = checkpoint(inner, h, part, *p, use_reentrant=True, preserve_rng_state=False)
             found.append(y)
         return torch.cat(found)
 
-    return gradient(length, outputs)
+    wanted = leaves(length)
+
+    def run() -> Sequence[np.ndarray]:
+        for x in wanted:
+            x.grad = None
+        (0.5 * outputs(*wanted).square().sum()).backward()
+        return [x.grad.numpy() for x in wanted if x.grad is not None]
+
+    return run
