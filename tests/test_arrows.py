@@ -32,6 +32,7 @@ ORDER = {
         "chains",
         "catalogue",
         "trees",
+        "places",
         "files",
         "codecs",
         "zfp",

@@ -19,7 +19,8 @@ from hypothesis.extra import numpy as arrays
 from revolve_cases import chain, members
 
 from revolve import Binomial, Cast, Disk, Memory, Multistage, Run, Schedule, StoreAll, StoreError, verify
-from revolve.files import SlotFile, Space
+from revolve.files import SlotFile
+from revolve.places import Index, Space
 from revolve.trees import pack, to_bytes, unpack
 from revolve.zfp import Zfp
 
@@ -248,6 +249,22 @@ def test_a_disk_that_fills_up_on_the_way_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(StoreError, match=r"no room for \d+ bytes more in .*No space left on device"):
         run_with(Binomial(4), {0: Disk(tmp_path)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_the_index_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    slots, data = SlotFile(tmp_path, name="states", key=b"a run"), np.arange(9, dtype=np.uint8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "add", full)
+        slots.write(3, lambda: [data])
+        with pytest.raises(StoreError, match="No space left on device"):
+            slots.settle()
+    slots.close()
+    again = SlotFile(tmp_path, name="states", key=b"a run")
+    assert again.numbers == set()
+    again.close(remove=True)
 
 
 def test_a_limit_of_the_system_is_named(tmp_path: Path) -> None:
