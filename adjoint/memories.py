@@ -18,6 +18,7 @@ from adjoint.stores import Form, OnTape, precision_of
 from adjoint.tensors import State, differentiable
 from adjoint.tiers import Device, Kind, Store
 from revolve import (
+    BudgetError,
     Cast,
     Journal,
     Mixed,
@@ -73,7 +74,12 @@ class Memories:
         """Raise at once if there is no room for even one state and one tape."""
         problem = self._problem
         if problem.budget is not None or (problem.tiers is not None and problem.schedule is None):
-            self.plan(2)
+            try:
+                self.plan(2)
+            except BudgetError as error:
+                raise BudgetError(
+                    error.sentence.replace("reverse 2 steps", "reverse even 2 steps"), error.smallest
+                ) from None
 
     def plan(self, steps: int, *, recorded: bool = False) -> Plan:
         """The plan that the caller asked for, or the cheapest; ``recorded``: all tapes are held already."""
@@ -158,9 +164,8 @@ class Memories:
         if rooms[0] is not None:
             least = weights.tape + working + (state if steps > 1 and len(rooms) == 1 else 0)
             if rooms[0] < least:
-                raise ValueError(
-                    f"tiers[0]={first} cannot hold one tape and what a step needs ({format_bytes(rooms[0])}); "
-                    f"give at least {least} bytes ({format_bytes(least)})"
+                raise BudgetError(
+                    f"tiers[0]={first} cannot hold one tape and what a step needs ({format_bytes(rooms[0])})", least
                 )
             everything = self.plan(steps, recorded=True)
             if everything.bytes <= rooms[0]:
