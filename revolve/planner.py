@@ -240,8 +240,10 @@ def _with_tapes(made: Plan, limit: int, holds_end: bool) -> Plan:
         return made
     free = limit - made.tape_bytes - made.working_bytes  # the slot of x_0 may become a tape's, whoever holds x_0
     schedule = Mixed.in_bytes(free, *sizes, holds_end=holds_end)
-    before, runs = made.report.runs, schedule.cost(made.steps) if made.steps <= schedule.longest else None
-    if runs is None or runs >= before:
+    if schedule.slots < schedule.state or made.steps > schedule.longest:
+        return made
+    before, runs = made.report.runs, schedule.cost(made.steps)
+    if runs >= before:
         return made
     why = f"Keeping tapes in place of some states saves runs here: {runs} in place of {before}."
     return replace(made, schedule=schedule, why=why)
@@ -264,14 +266,15 @@ def _tiered(
     memories = [_memory(k, tier) for k, tier in enumerate(tiers)]
     first = None if memories[0].bytes is None else parse_bytes(memories[0].bytes, "tiers[0]")
     full = _priced(memories, prices)
+    alone = given and len(memories) == 1  # the slot of x_0 takes no memory
     if first is not None and first < tape + working:
-        least = tape + working + (state if steps > 1 and len(memories) == 1 else 0)
+        least = tape + working + (state if steps > 1 and len(memories) == 1 and not given else 0)
         raise BudgetError(f"tiers[0]={memories[0].bytes!r} cannot hold one tape and what a step needs", least)
     if first is None or steps * tape + working <= first:
         why = f"{fitting(steps)} the first tier."
         return Plan(steps, StoreAll(), state, tape, working, given, full, why=why)
     rooms = [
-        first - tape - working,
+        first - tape - working + state * alone,
         *(None if t.bytes is None else parse_bytes(t.bytes, "tiers") for t in memories[1:]),
     ]
     slots = [steps - 1 if room is None or not state else min(steps - 1, room // state) for room in rooms]

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from revolve.actions import ADVANCE, LOAD, RECORD, REVERSE, SAVE, Report, Schedule
-from revolve.budget import BINARY, DECIMAL, Plan, Prices, UniformSweep, format_bytes, prices_of
+from revolve.budget import BINARY, DECIMAL, Plan, Prices, UniformSweep, counted, format_bytes, prices_of
 from revolve.compare import Priced
 from revolve.hierarchy import HRevolve
 from revolve.trace import Tape, Trace, trace
@@ -48,7 +48,7 @@ def draw(schedule: Schedule, steps: int, prices: Prices | None = None) -> Figure
     main.set_ylim(traced.time * 1.01, -traced.time * 0.01)
     report = schedule.price(steps)
     head = textwrap.wrap(str(schedule), 100, max_lines=2)
-    runs = f"{steps} steps, {report.plain_runs} plain and {report.recorded_runs} recorded runs, "
+    runs = f"{counted(steps, 'step')}, {report.plain_runs} plain and {counted(report.recorded_runs, 'recorded run')}, "
     head += [f"{runs}at most {report.most_runs} of one step", *_moved(report)]
     if prices:
         main.set_ylabel("time (at the prices given)")
@@ -212,7 +212,8 @@ def sweep(plans: Sequence[Plan], *, decimal: bool = False) -> Figure:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(right=max(slots, default=1) * near * 1.02)
-    axes.set_ylim(0.85, 1.6 * max(runs, default=1))
+    most = max(runs, default=1)
+    axes.set_ylim(0.85, most * max(1.6, most**0.07))  # room for the first r, however long the axis is
     _plain_numbers(axes.xaxis, axes.yaxis)
     axes.set_xlabel("slots (states kept at once, x_0 among them)")
     axes.set_ylabel("forward runs a step, recorded run included")

@@ -127,6 +127,20 @@ def test_a_first_state_that_is_given_is_neither_written_nor_read() -> None:
     assert mine.seconds - yours.seconds == 9.0 + reads * 1.0
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_one_memory_is_a_budget(given: bool) -> None:
+    sizes: dict[str, Any] = {"steps": 60, "state_bytes": 10, "tape_bytes": 20, "working_bytes": 3, "given": given}
+    for budget in range(60):
+        made, wanted = [], []
+        for found, how in ((made, {"tiers": [Storage(budget)]}), (wanted, {"budget": budget})):
+            try:
+                planned = plan(**sizes, **how)
+                found += [planned.schedule, planned.bytes]
+            except BudgetError as error:
+                found.append(error.smallest)
+        assert made == wanted
+
+
 def test_a_plan_over_tiers_runs() -> None:
     made = plan(steps=30, tiers=[Storage(30), Storage(None, 2.0, 1.0)], state_bytes=10, tape_bytes=10)
     stepper, state, cotangent = chain(30)
@@ -225,6 +239,8 @@ def test_states_on_kept_tapes_take_no_bytes() -> None:
 def test_a_chain_too_long_for_mixed_tables_keeps_states_alone() -> None:
     made = plan(steps=10**6, budget=10**6, state_bytes=1000, tape_bytes=30_000, mixed=True)
     assert isinstance(made.schedule, Binomial)
+    tight = plan(steps=100, budget=408, state_bytes=400, tape_bytes=7, mixed=True)  # in units of 3 bytes no state fits
+    assert tight.schedule == Binomial(1)
     equal = plan(steps=10**5, budget=10**6, state_bytes=1000, tape_bytes=1000, mixed=True)
     assert equal.schedule == Mixed(999) and equal.bytes <= 10**6
 
@@ -236,7 +252,7 @@ def test_a_chain_too_long_for_mixed_tables_keeps_states_alone() -> None:
 def test_no_plan_with_tapes_takes_more_than_the_budget(
     steps: int, state: int, tape: int, more: int, working: int, given: bool, holds_end: bool
 ) -> None:
-    budget = state + tape + working + more
+    budget = state * (not given) + tape + working + more
     sizes: dict[str, Any] = {"state_bytes": state, "tape_bytes": tape, "working_bytes": working, "given": given}
     made = plan(steps=steps, budget=budget, **sizes, mixed=True, holds_end=holds_end)
     assert made.bytes <= budget
