@@ -13,13 +13,15 @@ from adjoint.captured import Captured
 from adjoint.checked import CheckedStepper
 from adjoint.continued import Continuable, describe, opened
 from adjoint.draws import unchanging
-from adjoint.engines.choose import Choice, chosen
-from adjoint.engines.native.sweep import NativeSweep, native_plan
+from adjoint.engines.choose import EAGER, Choice, chosen
+from adjoint.engines.native.cells import Refused
+from adjoint.engines.native.sweep import NativeSweep, Room
 from adjoint.join import Filled, Reversal, Sweep, join
 from adjoint.memories import Memories
 from adjoint.probe import Unmarked, probe
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.staged import staged
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.lockstep import LockstepProgram
 from adjoint.steppers.member_sweep import MemberSweep
 from adjoint.tangents import Linearisation
@@ -38,7 +40,10 @@ class Discrete:
         stepper, state, inputs = prepare(problem)
         choice = chosen(problem, stepper, state)
         if choice.kernel is not None:
-            return _natively(problem, stepper, state, inputs, choice)
+            try:
+                return _natively(problem, stepper, state, inputs, choice)
+            except Refused as reason:
+                choice = Choice(f"{EAGER}; the native engine does not take {reason}")
         outcome = self._eagerly(problem, stepper, state, inputs)
         outcome.engine = choice.said
         return outcome
@@ -77,9 +82,11 @@ def _natively(
     problem: Problem, stepper: AutogradStepper, state: State, inputs: tuple[Tensor, ...], choice: Choice
 ) -> Outcome:
     """The whole chain by a compiled program. The derivative of its reverse sweep is had from torch."""
-    assert choice.kernel is not None and choice.held is not None and problem.steps is not None
+    assert choice.kernel is not None and choice.held is not None and isinstance(problem.program, ExplicitProgram)
     captured, ambient = stepper.captured, Ambient()
     weights = None if choice.known else probe(problem, captured, state)
+    if choice.known:
+        problem.program.begin(problem.function, problem.state)
     stepper.marks = Unmarked(problem.program.label)
 
     def linearised() -> Sweep:
@@ -94,11 +101,13 @@ def _natively(
         return Sweep(run, stepper, stores[0], ambient, Linearisation(stepper, state, again, ambient))
 
     sweep = NativeSweep(choice.kernel, stepper, choice.held, state, linearised)
-    stepper.frontier = problem.steps
-    wanted = stepper.tracking and any(x.requires_grad for x in inputs)
-    plan = native_plan(problem, captured, state) if wanted else None
+    room = Room(problem, captured, state) if stepper.tracking and any(x.requires_grad for x in inputs) else None
+    if problem.steps is None and not sweep.explore(0 if room is None else room.most()):
+        raise Refused("a solve that does not reach its end: it is done again, to say why")
+    stepper.frontier = problem.program.timeline.steps
+    plan = None if room is None else room.plan(stepper.frontier, recorded=sweep.recorded)
     outputs, final = sweep.forward(None if plan is None else plan.schedule)
-    stats = Stats(problem.program, stepper, problem.steps)
+    stats = Stats(problem.program, stepper, stepper.frontier)
     last = final if problem.wants_final else None
     if plan is not None:
         reversal: Reversal = Filled(sweep, inputs) if problem.zeros else sweep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,9 @@ from adjoint.engines.native.cells import Refused
 from adjoint.engines.native.kernel import Kernel, kernel_for
 from adjoint.engines.native.trace import Held
 from adjoint.problem import Problem
-from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.steppers.explicit import Control, ExplicitProgram
 from adjoint.tensors import State
-from adjoint.timeline import FixedTimeline
+from adjoint.timeline import AdaptiveTimeline, FixedTimeline
 
 ENGINES = ("auto", "eager", "native")
 EAGER = "eager: torch operations, one at a time"
@@ -66,9 +67,31 @@ def _suits(problem: Problem, state: State) -> None:
     for name, wish in wishes.items():
         if wish is not None:
             raise Refused(name)
-    if not isinstance(program.timeline, FixedTimeline):
-        raise Refused(f"controlled steps (method={program.tableau.name!r})")
+    timeline, control = program.timeline, program.control
+    if isinstance(timeline, AdaptiveTimeline):
+        _suits_control(program, timeline, control)
+    elif not isinstance(timeline, FixedTimeline):
+        raise Refused("steps on a grid of their own")
     if any(x.device.type != "cpu" for x in state):
         raise Refused(f"tensors on {state[0].device}")
     if torch.is_autocast_enabled("cpu"):
         raise Refused("autocast")
+
+
+def _suits_control(program: ExplicitProgram, timeline: AdaptiveTimeline, control: Control) -> None:
+    """Raises Refused for what the compiled control does not do."""
+    tolerance = control.tolerance
+    odd = {
+        "times that require grad, with controlled steps": bool(program.inputs),
+        "a norm": tolerance.norm is not None,
+        "tolerances by component": not all(isinstance(x, (int, float)) for x in (tolerance.rtol, tolerance.atol)),
+        "stops": bool(control.stops),
+        "ends of steps in another precision": control.rounding != torch.float64,
+        "force_min=True": control.controller.force_min,
+        "a method without an interpolant": program.tableau.dense is None,
+        "steps that are known, with an interpolant": timeline.steps > 0,
+        "a solve without an end": math.isinf(timeline.stop),
+    }
+    for name, wish in odd.items():
+        if wish:
+            raise Refused(name)

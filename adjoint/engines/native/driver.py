@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from adjoint.engines.native.compose import Formulas
+from adjoint.engines.native.compose import Formulas, Transpose
 from adjoint.engines.native.emit import Body, Code, declarations, depending_on
+from adjoint.engines.native.explore import Form, explore, take_seeds, trial
 from adjoint.engines.native.program import Kind, Node
+from adjoint.tableaus import Tableau
 from revolve.actions import ADVANCE, LOAD, RECORD, REVERSE, SAVE
 
 FIELDS = (
     "rows row_count times index x0 slots tape work lam p of_p pre q of_q outputs cotangents ends "
-    "first_tile last_tile slots_each tape_each outputs_each emitting"
+    "first_tile last_tile slots_each tape_each outputs_each emitting g inner asked"
 ).split()
 """The words of the block of arguments, 64 bits each: pointers and counts."""
 COLUMNS = 5
@@ -25,22 +27,33 @@ class Module(NamedTuple):
     """How many numbers the prelude makes, of eight bytes each."""
 
 
-def module(formulas: Formulas, kind: Kind, leaves: int, held: tuple[int, int], width: int, times: bool) -> Module:
+def module(
+    formulas: Formulas, tableau: Tableau, kind: Kind, leaves: int, held: tuple[int, int], width: int, times: bool
+) -> Module:
     """A module with one function, ``sweep(arguments)``. ``held``: how many p and q there are; ``times``: with cotangents
     of the steps' ends."""
     helpers: set[tuple[str, str]] = set()
     graph = formulas.graph
     uniform = depending_on(graph, ("start", "stop", "t", "p"))
     of_held_alone = {x for x in depending_on(graph, ("p",)) if x.op not in ("const", "input") and x.kind[0] == "f"}
-    ends = formulas.of_ends if times else ()
-    used = _edge([*formulas.new, *formulas.of_state, *formulas.of_held.values(), *ends], of_held_alone)
-    hoisted = {x: i for i, x in enumerate(used)}
+    kinds = Form(kind, leaves, held, width, times)
+    bodies = [formulas.transpose, *(() if formulas.trial is None else (formulas.trial.transpose,))]
+    roots = [x for f in bodies for x in (*f.of_state, *f.of_held.values(), *(f.of_ends if times else ()))]
+    if formulas.trial is not None:
+        roots += [*formulas.trial.error, *(x for slope in formulas.trial.slopes for x in slope)]
+    hoisted = {x: i for i, x in enumerate(_edge([*formulas.new, *roots], of_held_alone))}
     text = [
         _prelude(hoisted, uniform, helpers),
-        _step(formulas, uniform, hoisted, kind, width, helpers),
-        _transpose(formulas, uniform, hoisted, kind, width, helpers, times),
-        _sweep(kind, leaves, held, width, times, helpers),
+        _step(formulas.new, uniform, hoisted, kinds, helpers),
+        _transpose("transpose", formulas.transpose, uniform, hoisted, kinds, helpers),
     ]
+    if formulas.trial is not None:
+        text += [
+            _transpose("transpose_seen", formulas.trial.transpose, uniform, hoisted, kinds, helpers),
+            trial(formulas, uniform, hoisted, kinds, helpers),
+            explore(tableau, kinds, helpers),
+        ]
+    text.append(_sweep(None if formulas.trial is None else tableau, kinds, helpers))
     return Module("\n\n".join([*text, declarations(helpers)]) + "\n", len(hoisted))
 
 
@@ -71,40 +84,39 @@ def _prelude(hoisted: dict[Node, int], uniform: set[Node], helpers: set[tuple[st
 
 
 def _step(
-    f: Formulas, uniform: set[Node], hoisted: dict[Node, int], kind: Kind, width: int, helpers: set[tuple[str, str]]
+    new: list[Node], uniform: set[Node], hoisted: dict[Node, int], form: Form, helpers: set[tuple[str, str]]
 ) -> str:
     head = "define internal void @step(ptr %y, ptr noalias %p, ptr noalias %pre, ptr noalias %q, double %start, double %stop)"
-    code = Code(head, width, helpers)
+    code = Code(head, form.width, helpers)
     body = Body(code, uniform, {"y": "%y", "p": "%p", "q": "%q", "start": "%start", "stop": "%stop"}, hoisted)
-    body.write(f.new)
-    for i, x in enumerate(f.new):
-        code.store(body.value(x, True), "%y", i, kind, True)
+    body.write(new)
+    for i, x in enumerate(new):
+        code.store(body.value(x, True), "%y", i, form.kind, True)
     return code.text()
 
 
 def _transpose(
-    f: Formulas,
+    name: str,
+    f: Transpose,
     uniform: set[Node],
     hoisted: dict[Node, int],
-    kind: Kind,
-    width: int,
+    form: Form,
     helpers: set[tuple[str, str]],
-    times: bool,
 ) -> str:
     head = (
-        "define internal void @transpose(ptr noalias %y, ptr noalias %lam, ptr noalias %of_p, ptr noalias %of_q, "
-        "ptr noalias %p, ptr noalias %pre, ptr noalias %q, ptr noalias %ends, double %start, double %stop)"
+        f"define internal void @{name}(ptr noalias %y, ptr noalias %lam, ptr noalias %g, ptr noalias %of_p, "
+        "ptr noalias %of_q, ptr noalias %p, ptr noalias %pre, ptr noalias %q, ptr noalias %ends, double %start, double %stop)"
     )
-    code = Code(head, width, helpers)
-    names = {"y": "%y", "lam": "%lam", "p": "%p", "q": "%q", "start": "%start", "stop": "%stop"}
+    code, kind = Code(head, form.width, helpers), form.kind
+    names = {"y": "%y", "lam": "%lam", "g": "%g", "p": "%p", "q": "%q", "start": "%start", "stop": "%stop"}
     body = Body(code, uniform, names, hoisted)
     body.write([*f.of_state, *f.of_held.values()])
     added = code.type(kind, True)
-    for (name, j), x in f.of_held.items():
-        before = code.load(f"%of_{name}", j, kind, True)
+    for (of, j), x in f.of_held.items():
+        before = code.load(f"%of_{of}", j, kind, True)
         after = code.let(f"fadd {added} {before}, {body.value(x, True)}")
-        code.store(after, f"%of_{name}", j, kind, True)
-    if times:
+        code.store(after, f"%of_{of}", j, kind, True)
+    if form.times:
         body.write(f.of_ends)
         wide = code.type("f64", True)
         for j, x in enumerate(f.of_ends):
@@ -116,11 +128,13 @@ def _transpose(
     return code.text()
 
 
-def _sweep(
-    kind: Kind, leaves: int, held: tuple[int, int], width: int, times: bool, helpers: set[tuple[str, str]]
-) -> str:
+def _sweep(tableau: Tableau | None, form: Form, helpers: set[tuple[str, str]]) -> str:
+    """``tableau``: of a method whose interpolant may be looked at."""
+    kind, leaves, held, width, times = form.kind, form.leaves, form.held, form.width, form.times
     code = Code("define void @sweep(ptr noalias %arguments)", width, helpers)
     numbers = {"row_count", "first_tile", "last_tile", "slots_each", "tape_each", "outputs_each", "emitting"}
+    stages = 0 if tableau is None else max(tableau.weighted, tableau.interpolated)
+    zero = "zeroinitializer" if width > 1 else "0.0"
     have = {
         name: code.load("%arguments", i, "i64", False)
         if name in numbers
@@ -188,10 +202,29 @@ def _sweep(
                 start, stop = ends(k)
                 x = state(tape, code.plus(place, code.integer("sub", k, a)))
                 of_ends = code.at(have["ends"], k, "f64", True) if times else have["ends"]
-                code.line(
-                    f"call void @transpose(ptr {x}, ptr {lam}, ptr {of_p}, ptr {of_q}, ptr {have['p']}, ptr {have['pre']}, "
-                    f"ptr {q}, ptr {of_ends}, double {start}, double {stop})"
-                )
+
+                def transpose(
+                    name: str, g: str, x: str = x, start: str = start, stop: str = stop, of_ends: str = of_ends
+                ) -> None:
+                    code.line(
+                        f"call void @{name}(ptr {x}, ptr {lam}, ptr {g}, ptr {of_p}, ptr {of_q}, ptr {have['p']}, "
+                        f"ptr {have['pre']}, ptr {q}, ptr {of_ends}, double {start}, double {stop})"
+                    )
+
+                if tableau is None:
+                    transpose("transpose", "null")
+                else:
+                    first, last = (code.load(have["inner"], i, "i64", False) for i in (k, code.plus(k, 1)))
+                    seen = code.let(f"icmp slt i64 {first}, {last}")
+                    with code.when(seen):
+                        with code.loop(0, (stages + 1) * leaves) as i:
+                            code.store(zero, have["g"], i, kind, True)
+                        with code.loop(first, last) as j:
+                            at = code.load(have["asked"], j, "f64", False)
+                            take_seeds(code, tableau, form, (at, start, stop), state(cotangents, j), have["g"])
+                        transpose("transpose_seen", have["g"])
+                    with code.when(code.let(f"xor i1 {seen}, true")):
+                        transpose("transpose", "null")
             with code.when(verb_is(SAVE)):
                 copy(state(slots, place), work)
             with code.when(verb_is(LOAD)):

@@ -96,6 +96,27 @@ class Code:
         self._label(f"done{n}")
 
     @contextmanager
+    def while_zero(self, place: str) -> Iterator[None]:
+        """As long as the integer there is zero."""
+        self._count += 1
+        n = self._count
+        self._jump(f"head{n}")
+        self._label(f"head{n}")
+        going = self.let(f"icmp eq i64 {self.let(f'load i64, ptr {place}')}, 0")
+        self.line(f"br i1 {going}, label %body{n}, label %done{n}")
+        self._label(f"body{n}")
+        yield
+        self._jump(f"head{n}")
+        self._label(f"done{n}")
+
+    def place(self, type: str, value: str) -> str:
+        """Memory for one number, set to this value here."""
+        self._count += 1
+        self._places.append(f"  %place{self._count} = alloca {type}")
+        self.line(f"store {type} {value}, ptr %place{self._count}")
+        return f"%place{self._count}"
+
+    @contextmanager
     def when(self, condition: str) -> Iterator[None]:
         self._count += 1
         n = self._count

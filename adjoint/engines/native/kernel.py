@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,6 +148,8 @@ def _shares(held: Held, layout: Layout) -> list[tuple[bool, ...]]:
 
 
 def _compiled(program: ExplicitProgram, held: Held, own: tuple[bool, ...], layout: Layout, state: State) -> Kernel:
+    if program.tableau.adaptive and layout.dim is not None:
+        raise Refused("controlled steps that members of a batch share")
     start, times = program.time(program.asked.t[0]), bool(program.inputs)
     traced = trace(Scene(held, own, program.structure, state, start, layout.dim), MOST)
     formulas = compose(traced, program.tableau)
@@ -155,8 +158,8 @@ def _compiled(program: ExplicitProgram, held: Held, own: tuple[bool, ...], layou
     pairs = list(zip(held.tensors, own, strict=True))
     parts = Layout(tuple(tuple(x.shape) for x, mine in pairs if mine), layout.dtype, layout.dim)
     shared = sum(x.numel() for x, mine in pairs if not mine)
-    made = module(formulas, traced.kind, layout.numbers, (shared, parts.numbers), layout.width, times)
-    reached, compiled = frozenset(formulas.of_held), run.Compiled(made.text)
+    made = module(formulas, program.tableau, traced.kind, layout.numbers, (shared, parts.numbers), layout.width, times)
+    reached, compiled = frozenset(formulas.transpose.of_held), run.Compiled(made.text)
     kernel = Kernel(compiled, traced.kind, layout, own, parts, shared, reached, made.hoisted, times)
     _compare(kernel, program, held, state)
     return kernel
@@ -210,7 +213,16 @@ def _moved(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
 
 
 def _ends(program: ExplicitProgram) -> list[float]:
-    return list(program.timeline.ends(0))
+    """Of a step to be tried; that of an adaptive solve is not known yet."""
+    timeline = program.timeline
+    if timeline.steps:
+        return list(timeline.ends(0))
+    start, stop = program.asked.t[0], program.asked.t[-1]
+    return [
+        start,
+        start
+        + (0.01 * (stop - start) if program.control.dt is None else math.copysign(program.control.dt, stop - start)),
+    ]
 
 
 def _by_torch(
@@ -218,6 +230,7 @@ def _by_torch(
 ) -> list[Tensor]:
     sample = program.sample()
     sample.timeline = FixedTimeline(_ends(program), None)
+    sample.forget_times()
     aliases = []
     for x, old in zip(p, held.tensors, strict=True):
         x = torch.nn.Parameter(x, old.requires_grad) if isinstance(old, torch.nn.Parameter) else x
@@ -253,7 +266,8 @@ def _natively(
     rows = np.array([(RECORD, 0, 1, 0, 1), (REVERSE, 0, 1, 0, 1)], dtype=np.int64)
     work, tape = x0.clone(), torch.empty_like(x0)
     words = {"rows": rows, "row_count": 2, "times": np.array(_ends(program)), "index": np.array([-1])}
-    places = {"x0": x0, "tape": tape, "work": work, "lam": lam, "ends": ends, "tape_each": 1}
+    places: dict[str, Any] = {"x0": x0, "tape": tape, "work": work, "lam": lam, "ends": ends, "tape_each": 1}
+    places["inner"] = torch.zeros(2, dtype=torch.int64)  # no value in between is looked at
     kernel.call({**words, **places, **sums, **kernel.inputs(p)})
     mine = [flat(layout.unpacked(x), kernel.dtype) for x in (work, lam)]
     of_held = zip(kernel.of_held(sums, p), held.tensors, strict=True)

@@ -25,8 +25,8 @@ class Rowed:
     backward: Rows
     slots: int
     tape: int
-    plain_runs: tuple[int, int]
-    """Of the forward and of the backward sweep."""
+    runs: tuple[tuple[int, int], tuple[int, int]]
+    """Plain and recorded, of the forward and of the backward sweep."""
 
 
 @lru_cache(maxsize=32)
@@ -37,9 +37,13 @@ def rows_of(schedule: Schedule, steps: int, again: bool) -> Rowed:
     if not again:
         ahead = places.rows(schedule.forward(steps))
     saved = Saved(frozenset({*places.slots, (0, GIVEN)}), tuple(sorted(places.tapes)), -1)
-    forward_runs = places.runs
     back = places.rows(schedule.backward(steps, saved))
-    return Rowed(ahead, back, places.slots_made, places.tape_made, (forward_runs, places.runs - forward_runs))
+    return Rowed(ahead, back, places.slots_made, places.tape_made, (_runs(ahead), _runs(back)))
+
+
+def _runs(rows: Rows) -> tuple[int, int]:
+    lengths = rows[:, 2] - rows[:, 1]
+    return int(lengths[rows[:, 0] == ADVANCE].sum()), int(lengths[rows[:, 0] == RECORD].sum())
 
 
 @lru_cache(maxsize=32)
@@ -57,7 +61,6 @@ class _Places:
     free: list[int] = field(default_factory=list)
     slots_made: int = 0
     tape_made: int = 0
-    runs: int = 0
 
     def rows(self, actions: Iterable[tuple[int, int, int]]) -> Rows:
         found = [row for action in actions for row in self._row(*action)]
@@ -70,13 +73,13 @@ class _Places:
         place = 0
         if verb in (SAVE, LOAD, DROP) and b not in (0, GIVEN):
             raise Refused("a schedule that keeps states in several kinds of memory")
-        if verb == ADVANCE:
-            self.runs += b - a
-        elif verb == RECORD:
+        if verb == RECORD:
             place = self.tapes[a, b] = max((p + y - x for (x, y), p in self.tapes.items()), default=0)
             self.tape_made = max(self.tape_made, place + b - a)
         elif verb == REVERSE:
             place = self.tapes.pop((a, b))
+        elif verb == ADVANCE:
+            pass
         elif a == 0:  # x_0 is the caller's
             if verb == LOAD:
                 return [(LOAD, 0, 0, -1, 0)]

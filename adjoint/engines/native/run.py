@@ -73,9 +73,13 @@ class Compiled:
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._machine)
         self._engine.add_object_file(llvm.object_file.ObjectFileRef.from_data(data))
         self._engine.finalize_object()
-        address = self._engine.get_function_address("sweep")
-        assert address, "the compiled module has no sweep"
-        self.sweep: Callable[[int], None] = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+        self.sweep = self._function("sweep")
+        self.explore = self._function("explore") if "@explore(" in text else None
+
+    def _function(self, name: str) -> Callable[[int], None]:
+        address = self._engine.get_function_address(name)
+        assert address, f"the compiled module has no {name}"
+        return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
 
 
 def _object(text: str, machine: Any) -> bytes:

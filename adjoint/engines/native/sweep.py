@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.captured import Captured
+from adjoint.engines.native.adaptive import Explored, explored
 from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.rows import plain_rows, rows_of
 from adjoint.engines.native.trace import Held
@@ -23,25 +25,39 @@ from adjoint.problem import Problem
 from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.tangents import Directions, Second
 from adjoint.tensors import State, bytes_of
-from adjoint.timeline import FixedTimeline
+from adjoint.timeline import AdaptiveTimeline, FixedTimeline
 from revolve import Plan, Schedule, parse_bytes
-from revolve.actions import RECORD
 
 
-def native_plan(problem: Problem, captured: Captured, state: State) -> Plan:
-    """The caller's plan, or the cheapest: here the tape of a step is the state before it."""
-    steps, size = problem.steps, bytes_of(state)
-    assert steps is not None
-    working = 4 * size + 2 * size * problem.program.outputs + 8 * steps
-    rest = (captured, state, Weights(size, size, working), None)
-    memories = Memories(problem, *rest)
-    memories.check()
-    if problem.slots is not None or problem.schedule is not None:
-        return memories.plan(steps)
-    room = free_bytes(state[0].device) // SHARE if problem.budget is None else parse_bytes(problem.budget)
-    if working + size * steps <= room:
-        return memories.plan(steps, recorded=True)
-    return Memories(replace(problem, budget=None, slots=(room - working) // size), *rest).plan(steps)
+class Room:
+    """Memory for one gradient: here the tape of a step is the state before it."""
+
+    def __init__(self, problem: Problem, captured: Captured, state: State) -> None:
+        self._problem, self._size = problem, bytes_of(state)
+        self._working = 4 * self._size + 2 * self._size * problem.program.outputs
+        self._rest = (captured, state, Weights(self._size, self._size, self._working, 8), None)
+        self._memories = Memories(problem, *self._rest)
+        self._memories.check()
+        self._free = free_bytes(state[0].device) // SHARE if problem.budget is None else parse_bytes(problem.budget)
+
+    def most(self) -> int:
+        """How many states may be recorded before the number of steps is known."""
+        problem = self._problem
+        if problem.slots == "all":
+            return sys.maxsize
+        if problem.slots is not None or problem.schedule is not None:
+            return 0
+        return (self._free - self._working) // (self._size + 8)
+
+    def plan(self, steps: int, *, recorded: bool = False) -> Plan:
+        """The caller's plan, or the cheapest."""
+        problem = self._problem
+        if not recorded and (problem.slots is not None or problem.schedule is not None):
+            return self._memories.plan(steps)
+        if recorded or steps <= self.most():
+            return self._memories.plan(steps, recorded=True)
+        slots = (self._free - self._working - 8 * steps) // self._size
+        return Memories(replace(problem, budget=None, slots=max(slots, 1)), *self._rest).plan(steps)
 
 
 class NativeSweep:
@@ -64,36 +80,70 @@ class NativeSweep:
         self._linearised = linearised
         self._schedule: Schedule | None = None
         self._fresh = False
-        self._words = self._begin()
+        self._explored: Explored | None = None
+        start = kernel.layout.packed([x[None] for x in state], kernel.layout.members)
+        self._words: dict[str, Any] = {"x0": start, **kernel.inputs(held.tensors), "outputs_each": self.program.outputs}
+        if isinstance(self.program.timeline, FixedTimeline):
+            self._place(self.program.timeline.times)
 
-    def _begin(self) -> dict[str, Any]:
-        """What both sweeps need."""
-        kernel, program, timeline = self.kernel, self.program, self.program.timeline
-        assert isinstance(timeline, FixedTimeline)
-        times = timeline.times
-        sign = 1.0 if times[-1] >= times[0] else -1.0
-        places = np.searchsorted(sign * times, sign * np.array(program.asked.t))
+    def _place(self, times: np.ndarray) -> None:
+        """Which steps end at an asked time, and the asked times inside of others."""
+        asked, sign = np.array(self.program.asked.t), 1.0 if times[-1] >= times[0] else -1.0
         self._index = np.full(self.steps, -1, dtype=np.int64)
-        self._index[places[1:] - 1] = np.arange(1, len(places))
-        start = kernel.layout.packed([x[None] for x in self.state], kernel.layout.members)
-        words = {"times": times, "index": self._index, "x0": start, "work": start.clone()}
-        return {**words, **kernel.inputs(self.held.tensors), "outputs_each": program.outputs}
+        words: dict[str, Any] = {"times": times, "index": self._index, "asked": asked}
+        if self._explored is None:
+            places = np.searchsorted(sign * times, sign * asked)
+            self._index[places[1:] - 1] = np.arange(1, len(places))
+        else:
+            self._index[-1] = len(asked) - 1
+            inner = np.searchsorted(sign * asked, sign * times, side="right")
+            inner[-1] = len(asked) - 1
+            words |= {"inner": inner.astype(np.int64), "g": torch.empty(self._stages, dtype=self.kernel.dtype)}
+        self._words |= words
+
+    @property
+    def _stages(self) -> int:
+        """Numbers in the slopes of a step, and in a state."""
+        return (self.program.tableau.stages + 1) * self.kernel.layout.numbers
+
+    def explore(self, most: int) -> bool:
+        """Find the steps of an adaptive solve, and record at most so many states; whether the end was reached."""
+        held = {name: self._words[name] for name in ("p", "pre")}
+        found = explored(self.kernel, self.program, self._words["x0"], held, most)
+        if found is None:
+            return False
+        self._explored, timeline = found, self.program.timeline
+        assert isinstance(timeline, AdaptiveTimeline)
+        self.steps = timeline.steps
+        self._place(timeline.snapshot()["_times"])
+        return True
+
+    @property
+    def recorded(self) -> bool:
+        """Whether every state was recorded while the steps were found."""
+        return self._explored is not None and self._explored.tape is not None
 
     def forward(self, schedule: Schedule | None) -> tuple[list[Tensor], State]:
         """Outputs by leaf, and the last state. Without a schedule nothing is kept."""
-        words, layout = self._words, self.kernel.layout
+        words, layout, found = self._words, self.kernel.layout, self._explored
+        self._schedule = schedule
+        words["work"] = words["x0"].clone()
+        if found is not None:
+            if self.recorded:
+                words |= {**self._room(0, 0), "tape": found.tape}
+                self._fresh = True
+            self._count(0 if self.recorded else self.steps, self.steps if self.recorded else 0)
+            return layout.unpacked(found.outputs), tuple(x[0] for x in layout.unpacked(found.final))
         outputs = layout.packed([x.new_empty(self.program.outputs, *x.shape) for x in self.state], layout.members)
         outputs[:, :1] = words["x0"]
         if schedule is None:
-            rows, plain, recorded = plain_rows(self.steps), self.steps, 0
+            rows, runs = plain_rows(self.steps), (self.steps, 0)
         else:
             rowed = rows_of(schedule, self.steps, False)
-            self._schedule, self._fresh, rows = schedule, True, rowed.forward
+            self._fresh, rows, runs = True, rowed.forward, rowed.runs[0]
             words |= self._room(rowed.slots, rowed.tape)
-            plain = rowed.plain_runs[0]
-            recorded = self.steps - plain
         self.kernel.call({**words, **_rows(rows), "outputs": outputs, "emitting": 1})
-        self._count(plain, recorded)
+        self._count(*runs)
         return layout.unpacked(outputs), tuple(x[0] for x in layout.unpacked(words["work"]))
 
     def check(self) -> None:
@@ -116,7 +166,7 @@ class NativeSweep:
         kernel.call({**words, **_rows(rowed.backward), "cotangents": seeds, "lam": lam, "ends": ends, **sums})
         for name in ("slots", "tape"):
             words.pop(name)
-        self._count(rowed.plain_runs[1], self.steps - (rowed.forward[:, 0] == RECORD).sum())
+        self._count(*rowed.runs[1])
         first = kernel.layout.unpacked(lam + seeds[:, :1])
         program.begin_reverse()
         if kernel.times:
@@ -140,8 +190,8 @@ class NativeSweep:
 
     def _count(self, plain: int, recorded: int) -> None:
         self.stepper.plain_runs += plain
-        self.stepper.recorded_runs += int(recorded)
-        self.program.evaluations += self.program.tableau.weighted * (plain + int(recorded))
+        self.stepper.recorded_runs += recorded
+        self.program.evaluations += self.program.tableau.weighted * (plain + recorded)
 
     def _packed(self, cotangents: Sequence[Tensor | None], count: int) -> Tensor:
         """Cotangents by leaf, of so many rows; what is None is zero."""

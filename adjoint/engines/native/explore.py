@@ -1,0 +1,258 @@
+"""Controlled steps as machine code: the first sweep of an adaptive method, and what its interpolant hands back.
+
+The control is that of :class:`adjoint.timeline.AdaptiveTimeline`, line by line. A step that is accepted is taken again by
+the function that recomputes it later: so no bit of a state depends on whether it was kept.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adjoint.engines.native.compose import Formulas
+from adjoint.engines.native.emit import Body, Code
+from adjoint.engines.native.program import Kind, Node
+from adjoint.tableaus import Tableau
+
+WORDS = "p pre y tape times asked outputs slopes new error numbers counts".split()
+"""The block of arguments of ``explore``: pointers."""
+NUMBERS = (
+    "t stop length before earlier just_rejected sign power power_before power_earlier power_rejected "
+    "safety smallest largest min_step max_step rtol atol resolution"
+).split()
+COUNTS = "steps rejected next status capacity max_steps recording asked_count".split()
+GOING, TOO_MANY, TOO_SHORT, NO_ROOM, DONE = range(5)
+"""What ``status`` says."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Sizes that the text depends on."""
+
+    kind: Kind
+    leaves: int
+    held: tuple[int, int]
+    width: int
+    times: bool
+
+
+def trial(
+    formulas: Formulas, uniform: set[Node], hoisted: dict[Node, int], form: Form, helpers: set[tuple[str, str]]
+) -> str:
+    """The new state, its error and the slopes of a step."""
+    head = (
+        "define internal void @trial(ptr noalias %y, ptr noalias %slopes, ptr noalias %new, ptr noalias %error, "
+        "ptr noalias %p, ptr noalias %pre, double %start, double %stop)"
+    )
+    assert formulas.trial is not None
+    code = Code(head, form.width, helpers)
+    body = Body(code, uniform, {"y": "%y", "p": "%p", "start": "%start", "stop": "%stop"}, hoisted)
+    slopes = [x for slope in formulas.trial.slopes for x in slope]
+    for place, nodes in (("%slopes", slopes), ("%new", formulas.new), ("%error", formulas.trial.error)):
+        body.write(nodes)
+        for i, x in enumerate(nodes):
+            code.store(body.value(x, True), place, i, form.kind, True)
+    return code.text()
+
+
+def weights(code: Code, tableau: Tableau, theta: str) -> dict[int, str]:
+    """b_i(theta) of the interpolant."""
+    assert tableau.dense is not None
+    found = {}
+    for i, row in enumerate(tableau.dense[: tableau.interpolated]):
+        if any(row):
+            weight = "0.0"
+            for coefficient in reversed(row):
+                weight = code.let(f"fadd double {weight}, {double(coefficient)}")
+                weight = code.let(f"fmul double {weight}, {theta}")
+            found[i] = weight
+    return found
+
+
+def double(number: float) -> str:
+    return "0x" + struct.pack(">d", number).hex().upper()
+
+
+def as_kind(code: Code, value: str, kind: Kind) -> str:
+    """A double as a number of the state."""
+    return value if kind == "f64" else code.let(f"fptrunc double {value} to float")
+
+
+def explore(tableau: Tableau, form: Form, helpers: set[tuple[str, str]]) -> str:
+    """Steps until the end, or until there is no more room for them."""
+    code, kind, leaves = Code("define void @explore(ptr noalias %arguments)", 1, helpers), form.kind, form.leaves
+    have = {w: code.let(f"load ptr, ptr {code.at('%arguments', i, 'i64', False)}") for i, w in enumerate(WORDS)}
+    places = {name: code.at(have["numbers"], i, "f64", False) for i, name in enumerate(NUMBERS)}
+    places |= {name: code.at(have["counts"], i, "i64", False) for i, name in enumerate(COUNTS)}
+
+    def get(name: str) -> str:
+        return code.let(f"load {'i64' if name in COUNTS else 'double'}, ptr {places[name]}")
+
+    def put(name: str, value: str | int) -> None:
+        code.line(f"store {'i64' if name in COUNTS else 'double'} {value}, ptr {places[name]}")
+
+    def floats(op: str, *values: str) -> str:
+        return code.let(f"{op} double {', '.join(values)}")
+
+    def call(name: str, *values: str) -> str:
+        helpers.add((f"llvm.{name}.f64", f"f64 1 {len(values)}"))
+        return code.let(f"call double @llvm.{name}.f64({', '.join(f'double {v}' for v in values)})")
+
+    def least(a: str, b: str) -> str:
+        return call("minnum", a, b)
+
+    def most(a: str, b: str) -> str:
+        return call("maxnum", a, b)
+
+    def either(condition: str, a: str, b: str) -> str:
+        return code.let(f"select i1 {condition}, double {a}, double {b}")
+
+    code.line(f"call void @prelude(ptr {have['p']}, ptr {have['pre']})")
+    with code.while_zero(places["status"]):
+        t, stop, length, sign, steps = get("t"), get("stop"), get("length"), get("sign"), get("steps")
+        scale = most(call("fabs", t), get("resolution"))
+        bits = code.let(f"and i64 {code.let(f'bitcast double {scale} to i64')}, 9218868437227405312")
+        unit = code.let(f"bitcast i64 {bits} to double")
+        resolved = floats("fmul", unit, double(16 * 2.0**-52))
+        too_short = floats("fcmp olt", length, most(get("min_step"), resolved))
+        put("status", code.let(f"select i1 {too_short}, i64 {TOO_SHORT}, i64 {GOING}"))
+        full = code.let(f"icmp sge i64 {code.plus(steps, 1)}, {get('capacity')}")
+        with code.when(full):
+            put("status", NO_ROOM)
+        with code.when(code.let(f"icmp sge i64 {steps}, {get('max_steps')}")):
+            put("status", TOO_MANY)
+        with code.when(code.let(f"icmp eq i64 {get('status')}, {GOING}")):
+            ahead = floats("fadd", t, floats("fmul", sign, length))
+            stretched = floats("fmul", double(1.01), length)
+            reach = least(stretched, most(length, floats("fmul", get("max_step"), double(1 + 1e-9))))
+            near = floats("fcmp ole", call("fabs", floats("fsub", stop, t)), reach)
+            beyond = floats("fcmp oge", floats("fmul", sign, ahead), floats("fmul", sign, stop))
+            new_t = either(code.let(f"or i1 {near}, {beyond}"), stop, ahead)
+            code.line(
+                f"call void @trial(ptr {have['y']}, ptr {have['slopes']}, ptr {have['new']}, ptr {have['error']}, "
+                f"ptr {have['p']}, ptr {have['pre']}, double {t}, double {new_t})"
+            )
+            error = _ratio(code, have, form, get, call)
+            tried = call("fabs", floats("fsub", new_t, t))
+            accepted = floats("fcmp ole", error, "1.0")
+            with code.when(accepted):
+                before, earlier = get("before"), get("earlier")
+                product = get("safety")
+                for e, power in ((error, "power"), (before, "power_before"), (earlier, "power_earlier")):
+                    product = floats("fmul", product, call("pow", most(e, double(1e-10)), get(power)))
+                factor = least(get("largest"), most(get("smallest"), product))
+                cautious = floats("fcmp une", get("just_rejected"), "0.0")
+                factor = either(cautious, least("1.0", factor), factor)
+                longer = floats("fmul", tried, factor)
+                at_end = floats("fcmp oeq", new_t, stop)
+                put("length", least(either(at_end, most(longer, length), longer), get("max_step")))
+                put("earlier", before)
+                put("before", most(error, double(1e-4)))
+                put("just_rejected", "0.0")
+                _show(code, tableau, have, form, (t, new_t, sign), get, put)
+                with code.when(code.let(f"icmp ne i64 {get('recording')}, 0")):
+                    tape = code.at(have["tape"], code.times(steps, leaves), kind, True)
+                    with code.loop(0, leaves) as i:
+                        code.store(code.load(have["y"], i, kind, True), tape, i, kind, True)
+                code.line(
+                    f"call void @step(ptr {have['y']}, ptr {have['p']}, ptr {have['pre']}, ptr null, "
+                    f"double {t}, double {new_t})"
+                )
+                put("t", new_t)
+                following = code.plus(steps, 1)
+                put("steps", following)
+                code.store(new_t, have["times"], following, "f64", False)
+                with code.when(at_end):
+                    put("status", DONE)
+            with code.when(code.let(f"xor i1 {accepted}, true")):
+                finite = floats("fcmp olt", error, double(float("inf")))
+                shrunk = most(get("smallest"), floats("fmul", get("safety"), call("pow", error, get("power_rejected"))))
+                shrunk = either(finite, shrunk, get("smallest"))
+                put("length", least(floats("fmul", tried, shrunk), get("max_step")))
+                put("just_rejected", "1.0")
+                put("rejected", code.plus(get("rejected"), 1))
+    return code.text()
+
+
+def take_seeds(code: Code, tableau: Tableau, form: Form, times: tuple[str, str, str], seeds: str, g: str) -> None:
+    """The transpose of :func:`_show` at one time: what a value in between hands to each slope, and to y behind them."""
+    (at, start, stop), kind, leaves = times, form.kind, form.leaves
+    h = code.let(f"fsub double {stop}, {start}")
+    theta = code.let(f"fdiv double {code.let(f'fsub double {at}, {start}')}, {h}")
+    scaled: dict[int, str | None] = {
+        i: as_kind(code, code.let(f"fmul double {h}, {w}"), kind) for i, w in weights(code, tableau, theta).items()
+    }
+    scaled[max(tableau.weighted, tableau.interpolated)] = None
+    number = code.type(kind, True)
+    with code.loop(0, leaves) as n:
+        seed = code.load(seeds, n, kind, True)
+        for i, w in scaled.items():
+            part = seed if w is None else code.let(f"fmul {number} {w}, {seed}")
+            place = code.plus(n, i * leaves)
+            total = code.let(f"fadd {number} {code.load(g, place, kind, True)}, {part}")
+            code.store(total, g, place, kind, True)
+
+
+def _ratio(code: Code, have: dict[str, str], form: Form, get: Callable[[str], str], call: Callable[..., str]) -> str:
+    """The root mean square of error / (atol + rtol max(|y|, |new|))."""
+    total = code.place("double", "0.0")
+
+    def size(name: str, i: str) -> str:
+        x = code.load(have[name], i, form.kind, True)
+        return call("fabs", x if form.kind == "f64" else code.let(f"fpext float {x} to double"))
+
+    with code.loop(0, form.leaves) as i:
+        larger = call("maximum", size("y", i), size("new", i))
+        relative = code.let(f"fmul double {get('rtol')}, {larger}")
+        allowed = code.let(f"fadd double {get('atol')}, {relative}")
+        scaled = code.let(f"fdiv double {size('error', i)}, {allowed}")
+        sum_so_far = code.let(f"load double, ptr {total}")
+        square = code.let(f"fmul double {scaled}, {scaled}")
+        code.line(f"store double {code.let(f'fadd double {sum_so_far}, {square}')}, ptr {total}")
+    mean = code.let(f"fdiv double {code.let(f'load double, ptr {total}')}, {double(float(form.leaves))}")
+    return call("sqrt", mean)
+
+
+def _show(
+    code: Code,
+    tableau: Tableau,
+    have: dict[str, str],
+    form: Form,
+    step: tuple[str, str, str],
+    get: Callable[[str], str],
+    put: Callable[[str, str | int], None],
+) -> None:
+    """Values at the asked times inside of a step, the very last one left out: that is a state."""
+    (start, stop, sign), kind, leaves = step, form.kind, form.leaves
+    last = code.let(f"sub i64 {get('asked_count')}, 1")
+    inside = code.place("i64", "0")
+    h = code.let(f"fsub double {stop}, {start}")
+
+    def look() -> None:
+        j = get("next")
+        there = code.let(f"icmp slt i64 {j}, {last}")
+        at = code.load(have["asked"], j, "f64", False)  # asked_count numbers, and one more behind them
+        ends = [code.let(f"fmul double {sign}, {x}") for x in (at, stop)]
+        reached = code.let(f"fcmp ole double {ends[0]}, {ends[1]}")
+        more = code.let(f"and i1 {there}, {reached}")
+        code.line(f"store i64 {code.let(f'select i1 {more}, i64 0, i64 1')}, ptr {inside}")
+
+    look()
+    with code.while_zero(inside):
+        j = get("next")
+        at = code.load(have["asked"], j, "f64", False)
+        theta = code.let(f"fdiv double {code.let(f'fsub double {at}, {start}')}, {h}")
+        scaled = {
+            i: as_kind(code, code.let(f"fmul double {h}, {w}"), kind) for i, w in weights(code, tableau, theta).items()
+        }
+        output = code.at(have["outputs"], code.times(j, leaves), kind, True)
+        number = code.type(kind, True)
+        with code.loop(0, leaves) as n:
+            value = code.load(have["y"], n, kind, True)
+            for i, w in scaled.items():
+                slope = code.load(have["slopes"], code.plus(n, i * leaves), kind, True)
+                value = code.let(f"fadd contract {number} {value}, {code.let(f'fmul contract {number} {w}, {slope}')}")
+            code.store(value, output, n, kind, True)
+        put("next", code.plus(j, 1))
+        look()
