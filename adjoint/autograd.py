@@ -155,11 +155,11 @@ class Recorded(NamedTuple):
 
 
 class TooManyTapes(Exception):
-    """Recording reached its limit; the sweep goes on plainly from here."""
+    """Recording reached its limit. ``states``: x_0 up to this one, which no tape holds."""
 
-    def __init__(self, state: State, step: int) -> None:
+    def __init__(self, states: list[State]) -> None:
         super().__init__()
-        self.state, self.step = state, step
+        self.states = states
 
 
 class AutogradStepper:
@@ -175,6 +175,9 @@ class AutogradStepper:
         self.linearisations = 0
         """Calls of the caller's function for the transposes alone, beside those of the runs."""
         self.most_tapes: int | None = None
+        """So many steps may be recorded while the end is not known."""
+        self.begun: list[State] = []
+        """Where these steps began; their tapes hold the same memory."""
         self.tick: Callable[[int], None] | None = None
         self.block = BLOCK
         self.reversing: Callable[[int, State, Cotangent, Cotangent], None] | None = None
@@ -234,8 +237,10 @@ class AutogradStepper:
         leaves: State | None = None
         with torch.enable_grad():
             for k in range(start, stop):
-                if self.most_tapes is not None and k >= self.most_tapes:
-                    raise TooManyTapes(state, k)
+                if self.most_tapes is not None:
+                    self.begun.append(state)
+                    if k >= self.most_tapes:
+                        raise TooManyTapes(self.begun)
                 first = k >= self.frontier
                 if leaves is None or len(tape[-1].steps) == self.block or tape[-1].fresh != first:
                     leaves = tuple(x.detach().requires_grad_() if differentiable(x) else x for x in state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from adjoint.tangents import Linearisation
 from adjoint.tensors import State
 from adjoint.tiers import Store
 from adjoint.timeline import SolveError
-from revolve import Journal, Plan, Run, Schedule, Stages, StoreAll
+from revolve import Action, Journal, Online, Plan, Report, Run, Saved, Schedule, Stages, StoreAll
 from revolve.journal import Watched
 
 
@@ -244,14 +245,13 @@ def only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
 def _explore(
     problem: Problem, stepper: AutogradStepper, state: State, memories: Memories, journal: Journal | None
 ) -> tuple[tuple[Chain, dict[int, Store], Plan] | None, State, SolveError | None]:
-    """Find the end, by a schedule that can, or recording as long as the tapes may stay; plainly from there on."""
+    """Find the end: by a schedule that can; or recording as long as the tapes may stay, and then with states alone."""
     most = 0 if journal is not None else memories.most_tapes()
     one_sweep = memories.one_sweep()
     own = problem.schedule if problem.schedule is not None and _finds_ends(problem.schedule) else None
     online = one_sweep or own
     if most == 0 and online is None:
         return None, *_plainly(problem, stepper, state, journal)
-    start = 0
     schedule = online or StoreAll()
     stores = memories.all_stores()
     through: Any = stepper if journal is None else Continuable(stepper)
@@ -269,13 +269,72 @@ def _explore(
         return None, final, None
     except TooManyTapes as full:
         run.clear()
-        start, state = full.step, full.state
+        states = full.states
     except SolveError as error:
         run.clear()
-        return None, state, error
+        return None, error.state or state, error
     finally:
-        stepper.most_tapes = None
-    return None, *run_plainly(stepper, state, None, start)
+        stepper.most_tapes, stepper.begun = None, []
+    chosen = memories.online_within(stepper.frontier)
+    if chosen is None:
+        return None, *run_plainly(stepper, states.pop(), None, stepper.frontier)
+    return _go_on(chosen, stepper, states, memories)
+
+
+def _go_on(
+    online: Online, stepper: AutogradStepper, states: list[State], memories: Memories
+) -> tuple[tuple[Chain, dict[int, Store], Plan] | None, State, SolveError | None]:
+    """Find the end with states alone; those up to here are known."""
+    start = len(states) - 1
+    known = {step: states[step] for step in (*online.kept(start + 1), start)}
+    states.clear()
+    first, through, stores = known[0], Known(stepper, known, start), memories.all_stores()
+    run = Chain(GoingOn(online, start), through, stores, given=True)
+    try:
+        final = run.forward(first, None)
+    except SolveError as error:
+        run.clear()
+        return None, error.state or first, error
+    finally:
+        known.clear()
+        through.until = 0
+    run.schedule = online
+    plan = memories.settled(online, stepper.frontier)
+    if plan is not None:
+        return (run, stores, plan), final, None
+    run.clear()
+    return None, final, None
+
+
+class Known:
+    """A stepper for which the first steps are known: it gives their ends, where these are still wanted."""
+
+    def __init__(self, stepper: AutogradStepper, states: dict[int, State], until: int) -> None:
+        self.stepper, self.states, self.until = stepper, states, until
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stepper, name)
+
+    def advance(self, state: State, start: int, stop: int) -> State:
+        return self.states.pop(stop) if stop <= self.until else self.stepper.advance(state, start, stop)
+
+
+@dataclass(frozen=True)
+class GoingOn:
+    """The first sweep of an online schedule, from where its first steps have been run."""
+
+    online: Online
+    start: int
+
+    def forward(self, steps: int | None) -> Iterator[Action]:
+        assert steps is None
+        return self.online.going_on(self.start)
+
+    def backward(self, steps: int, saved: Saved) -> Iterator[Action]:
+        return self.online.backward(steps, saved)
+
+    def price(self, steps: int) -> Report:
+        return self.online.price(steps)
 
 
 def _finds_ends(schedule: Schedule) -> bool:

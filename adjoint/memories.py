@@ -12,6 +12,7 @@ import torch
 
 from adjoint.autograd import AutogradStepper
 from adjoint.captured import Captured
+from adjoint.memory import SHARE, free_bytes
 from adjoint.probe import Nowhere, Unmarked, Weights
 from adjoint.problem import Problem
 from adjoint.stores import Form, OnTape, precision_of
@@ -30,11 +31,15 @@ from revolve import (
     Tier,
     TierReport,
     format_bytes,
+    parse_bytes,
     plan,
 )
 from revolve.measured import store_seconds
 from revolve.mixed import ON_TAPE
 from revolve.trees import is_lossless
+
+MOST_ONLINE = 500
+"""With more slots an online schedule thinks too long about each step."""
 
 
 class Memories:
@@ -51,6 +56,8 @@ class Memories:
         self._moving = weights.state * (moving + 1) if moving else 0
         """States on their way: one out for each store, one in."""
         self._prices: Prices | None = None
+        self._limit = 0
+        """Bytes that may be used, while the number of steps is being found."""
         if journal is not None and not self.exact:
             raise ValueError(
                 "journal= promises the same bits, and a codec= that loses some cannot; leave one of them out"
@@ -102,12 +109,22 @@ class Memories:
         plain = problem.schedule is None and problem.tiers is None and self.journal is None
         return Online(problem.slots) if plain and isinstance(problem.slots, int) else None
 
+    def online_within(self, steps: int) -> Online | None:
+        """The same once the tapes of so many steps have filled the memory, with as many states in their place as fit."""
+        problem, weights = self._problem, self._weights
+        if problem.tiers is not None or self.journal is not None or weights.each or not weights.state:
+            return None
+        room = self._limit - weights.working - weights.tape
+        slots = min(1 + room // weights.state, MOST_ONLINE)  # x_0 takes a slot and no memory
+        return Online(slots) if slots > 1 and steps else None
+
     def settled(self, online: Online, steps: int) -> Plan | None:
         """The plan of a finished sweep by ``online``, unless beginning again from x_0 takes fewer runs."""
         again = self.plan(steps)
         plan = replace(again, schedule=online)
         rest, anew = plan.report.plain_runs - (steps - 1), again.report.plain_runs
-        if rest > anew:
+        too_large = self._problem.slots is None and plan.bytes > self._limit
+        if rest > anew or too_large:
             return None
         return replace(
             plan,
@@ -123,7 +140,9 @@ class Memories:
         if problem.slots is not None or problem.schedule is not None or self._tiers[0].slots is not None:
             return 0
         if problem.tiers is None:
-            return self._weights.most_tapes(problem.budget, self._device)
+            budget = problem.budget
+            self._limit = free_bytes(self._device) // SHARE if budget is None else parse_bytes(budget)
+            return self._weights.most_tapes(self._limit, self._device)
         return self._weights.most_tapes(self._tiers[0].room(self._device), self._device)
 
     def stores(self, plan: Plan) -> dict[int, Store]:

@@ -57,11 +57,23 @@ class Online:
             yield Advance(start, steps - 1)
         yield Record(steps - 1, steps)
 
-    def _unknown(self) -> Iterator[Action]:
+    def going_on(self, start: int) -> Iterator[Action]:
+        """A sweep to an unknown end whose first ``start`` steps have been run already, from the states it would hold."""
+        at = 0
+        for step in self.kept(start + 1):
+            if step > at:
+                yield Advance(at, step)
+                at = step
+            yield Save(step)
+        if start > at:
+            yield Advance(at, start)
+        yield from self._unknown(start)
+
+    def _unknown(self, start: int = 0) -> Iterator[Action]:
         if self.slots == 0:
             raise ValueError("slots=0 cannot reverse a chain of unknown length; give at least 1")
         policy = _policy(self.slots)
-        for step in count():
+        for step in count(start):
             yield Advance(step, step + 1)
             loser = policy.loser(step)
             if loser == step:
