@@ -6,8 +6,10 @@ from adjoint.checked import ReproducibilityError
 from adjoint.checkpointed import Checkpointed, checkpointed
 from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
+from adjoint.implicit_tableaus import IMPLICIT, ImplicitTableau, theta_method
 from adjoint.interpolate import DenseSolution
 from adjoint.linear_scan import linear_scan
+from adjoint.linear import Dense
 from adjoint.members import MemberStats
 from adjoint.newton import Objective, gauss_newton, hvp
 from adjoint.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
@@ -19,6 +21,8 @@ from adjoint.solve import Solution, solve
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.steppers.symplectic import SPLITTINGS, Flows, Splitting
 from adjoint.stepping import TakenStep, steps
+from adjoint.steppers.implicit import Implicit
+from adjoint.steppers.roots import Newton
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import UntrackedTensorError
 from adjoint.tiers import Device, Files, Host
@@ -27,6 +31,7 @@ from adjoint.timeline import CONTROLLERS, Controller, SolveError, frozen_steps
 __all__ = [
     "CONTROLLERS",
     "GRADIENTS",
+    "IMPLICIT",
     "METHODS",
     "MULTISTEP",
     "SPLITTINGS",
@@ -36,6 +41,7 @@ __all__ = [
     "Backsolve",
     "Checkpointed",
     "Controller",
+    "Dense",
     "DenseSolution",
     "Device",
     "Discrete",
@@ -43,7 +49,10 @@ __all__ = [
     "Files",
     "Flows",
     "Host",
+    "Implicit",
+    "ImplicitTableau",
     "MemberStats",
+    "Newton",
     "Objective",
     "Occurrences",
     "ReproducibilityError",
@@ -75,4 +84,5 @@ __all__ = [
     "solve",
     "state_space",
     "steps",
+    "theta_method",
 ]

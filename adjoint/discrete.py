@@ -124,7 +124,8 @@ def without_gradient(problem: Problem, stepper: AutogradStepper, state: State) -
     if journal is not None:
         journal.finish()
     last = tuple(x.clone() for x in final) if problem.wants_final else None
-    return Outcome(stepper.outputs.finished(problem.program.outputs), last, _stats(stepper), None, failure)
+    outputs = stepper.outputs.finished(problem.program.outputs) or only_first(problem, stepper)
+    return Outcome(outputs, last, _stats(stepper), None, failure)
 
 
 def run_plainly(
@@ -237,7 +238,7 @@ def _run(
 def only_first(problem: Problem, stepper: AutogradStepper) -> list[Tensor]:
     """The outputs when not even one step was taken: the first state is the caller's own, if it is an output."""
     if problem.program.initial is None:
-        return stepper.outputs.buffers
+        return stepper.outputs.buffers or getattr(problem.program, "unstarted", lambda state: [])(problem.state)
     pairs = zip(problem.state, stepper.outputs.buffers, strict=True)
     return [torch.cat((x[None], rest[1:])) for x, rest in pairs]
 

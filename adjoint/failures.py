@@ -11,6 +11,7 @@ from torch import Tensor
 from adjoint.problem import Outcome
 from adjoint.steppers.adams import AdamsProgram
 from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.steppers.implicit import ImplicitProgram
 from adjoint.steppers.symplectic import SplittingProgram
 from adjoint.tensors import State, Structure
 from adjoint.timeline import SolveError
@@ -56,7 +57,7 @@ def _first_broken(
     """The fixed step that broke down, found by taking those before output j again; None if they cannot be."""
     if (
         not program.timeline.landing
-        or isinstance(program, (AdamsProgram, SplittingProgram))
+        or isinstance(program, (AdamsProgram, SplittingProgram, ImplicitProgram))
         or (program.inputs and j == 0)
     ):
         return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import psutil
@@ -24,6 +26,19 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+_ASIDE = ContextVar("aside", default=False)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Inside, operations only prepare a transpose: a :class:`Meter` weighs them, and does not list them."""
+    token = _ASIDE.set(True)
+    try:
+        yield
+    finally:
+        _ASIDE.reset(token)
+
+
 class Meter(TorchDispatchMode):
     """Counts the bytes of tensors made while it is on: ``live`` now, ``peak`` at most. Works on meta too."""
 
@@ -40,7 +55,8 @@ class Meter(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations.append(str(function))
+        if not _ASIDE.get():
+            self.operations.append(str(function))
         for storage in _storages((*args, *(kwargs or {}).values())):
             self._note(storage, 0)  # it was there before
         result = function(*args, **(kwargs or {}))

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.methods import Method
 from adjoint.names import named
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.steppers.explicit import Control, Tolerance
+from adjoint.steppers.implicit import Implicit
 from adjoint.tableaus import METHODS as TABLEAUS
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, differentiable, leaves_of
@@ -30,16 +32,29 @@ METHODS: dict[str, Method] = {
     **{name: TABLEAUS[name] for name in ("euler", "midpoint", "heun2", "heun3")},
     "rk4": TABLEAUS["rk4_38"],
     **{name: replace(method, restart=False) for name, method in MULTISTEP.items()},
+    **{
+        name: Implicit(replace(IMPLICIT[own], name=name, error=None, error_order=0, filtered=0.0))
+        for name, own in (
+            ("implicit_euler", "backward_euler"),
+            ("implicit_midpoint", "implicit_midpoint"),
+            ("trapezoid", "trapezoid"),
+            ("radauIIA3", "radau3"),
+            ("radauIIA5", "radau5"),
+            ("gl4", "gauss4"),
+            ("gl6", "gauss6"),
+            ("sdirk2", "sdirk2"),
+            ("trbdf2", "trbdf2"),
+        )
+    },
 }
-"""By torchdiffeq's names: those of its release, and ``tsit5`` of its repository."""
+"""By torchdiffeq's names: those of its release, and ``tsit5`` and implicit methods (of fixed steps) of its repository."""
 
-LATER = frozenset(
-    "scipy_solver implicit_euler implicit_midpoint trapezoid radauIIA3 radauIIA5 gl4 gl6 sdirk2 trbdf2".split()
-)
+LATER = frozenset(["scipy_solver"])
 """Names of torchdiffeq that are not here yet."""
 
 FIXED = frozenset("step_size grid_constructor interp perturb norm".split())
 ADAMS = FIXED | {"max_order", "max_iters", "implicit"}
+NEWTON = FIXED | {"max_iters"}
 ADAPTIVE = frozenset(
     "first_step safety ifactor dfactor max_num_steps min_step max_step jump_t step_t dtype norm".split()
 )
@@ -74,7 +89,8 @@ def method_named(argument: str, method: str | None, options: Mapping[str, Any]) 
     if method in LATER:
         raise NotImplementedError(f"{argument}={method!r} is not here yet; there are {', '.join(map(repr, METHODS))}")
     found = METHODS["dopri5"] if method is None else named(argument, method, METHODS)
-    known = ADAPTIVE if found.adaptive else ADAMS if isinstance(found, Adams) else FIXED
+    kinds = {Adams: ADAMS, Implicit: NEWTON}
+    known = ADAPTIVE if found.adaptive else kinds.get(type(found), FIXED)
     unused = sorted(set(options) - known)
     if unused:
         warnings.warn(f"{argument}={method!r} takes no options {unused}; it takes {sorted(known)}", stacklevel=4)
@@ -84,9 +100,26 @@ def method_named(argument: str, method: str | None, options: Mapping[str, Any]) 
     if isinstance(found, Adams):
         own = {name: options[name] for name in ("max_order", "max_iters", "implicit") if name in options}
         return replace(found, interp=interp, **own)
+    if isinstance(found, Implicit):
+        return _implicit(found, interp, options)
     if not isinstance(found, Tableau) or found.adaptive or interp == "cubic":
         return found
     return replace(found, dense=tuple((b,) for b in found.b), dense_order=1)
+
+
+def _implicit(method: Implicit, interp: str, options: Mapping[str, Any]) -> Implicit:
+    """The implicit method with torchdiffeq's options; its cubic goes through the slopes at both ends."""
+    table, most = method.tableau, options.get("max_iters")
+    if most is not None:
+        method = replace(method, newton=replace(method.newton, most=most))
+    if interp == "linear":
+        return replace(method, method=replace(table, dense=tuple((b,) for b in table.b), dense_order=1))
+    if not (table.starts_explicitly and table.ends_at_last):
+        raise ValueError(
+            f"method={method.name!r} has no slopes at the ends of its steps for interp='cubic'; take interp='linear', or "
+            f"'trapezoid' or 'trbdf2'"
+        )
+    return method
 
 
 def tolerance_of(question: Question, rtol: Any, atol: Any, options: Mapping[str, Any]) -> Tolerance:

@@ -27,6 +27,7 @@ from adjoint.observing import seen_afterwards, seen_of_members, with_cost, with_
 from adjoint.problem import Gradient, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
+from adjoint.steppers.implicit import Implicit, divided
 from adjoint.steppers.observed import PLACES, Observed
 from adjoint.steppers.symplectic import Splitting, split_function
 from adjoint.tableaus import Tableau
@@ -131,11 +132,13 @@ def solve(
     module, a container, a partial, an object or a global. What cannot be followed is refused by name.
 
     Args:
-        f: dy/dt; gets t as a 0-dim tensor and y shaped like y0, and returns a tree shaped and typed like y.
+        f: dy/dt; gets t as a 0-dim tensor and y shaped like y0, and returns a tree shaped and typed like y. For the
+            methods "kencarp3", "kencarp4", "kencarp5" also a pair of functions (explicit, implicit), whose sum dy/dt is.
         y0: a tensor or a tree of tensors, of any shapes.
         t: at least one time, strictly increasing or strictly decreasing.
-        method: one of ``METHODS`` or ``MULTISTEP``, a Tableau or an Adams. "euler", "midpoint", "rk4" and Adams methods
-            take fixed steps that land on every time in ``t``; "dopri5", "tsit5" control their steps and interpolate.
+        method: one of ``METHODS``, ``MULTISTEP`` or ``IMPLICIT``, a Tableau, an Adams or an Implicit. "euler",
+            "midpoint", "rk4" and Adams methods take fixed steps that land on every time in ``t``; "dopri5", "tsit5" control
+            their steps and interpolate. For stiff equations: "kvaerno5", "radau5", "trbdf2", ..
         dt: the longest fixed step (default: one step between two times), or the first step of an adaptive method.
         rtol, atol: local error allowed per step, relative and absolute; adaptive methods only.
         slots: how many states may be kept for the gradient, that of t[0] included; or "all": recompute nothing.
@@ -179,7 +182,7 @@ def solve(
     Raises:
         ValueError, TypeError: for arguments that cannot be meant.
         ReproducibilityError: if ``check`` finds a step that gives other bits when it is computed again.
-        SolveError: if the solve fails and ``throw`` is set.
+        SolveError: if the solve fails and ``throw`` is set; always if Newton's method fails in an implicit fixed step.
         UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
     """
     structure, state = Structure.of(y0, "y0")
@@ -189,7 +192,10 @@ def solve(
         raise ValueError(
             f"cost= is one more part of the state, and method={tableau.name!r} has two; give 'rk4' or 'tsit5'"
         )
-    f = split_function(tableau, f, y0)
+    if isinstance(tableau, Splitting):
+        f = split_function(tableau, f, y0)
+    else:
+        f, tableau = divided(f, tableau, cost is not None or batched)
     _check_observing(observe, observe_at, cost, batched)
     if cost is not None:
         f, y0 = with_cost(f, cost, y0, _start(t, state, batched), args)
@@ -400,6 +406,11 @@ def steps_of(program: ExplicitProgram) -> int | None:
 
 def _for_batches(method: Method, controller: str | Controller, time_dtype: torch.dtype | None) -> Tableau:
     """The method, if nothing is asked for that is there for single solves only."""
+    if isinstance(method, Implicit):
+        raise ValueError(
+            f"method={method.name!r} takes steps that are common to all members: leave batched=True out, and give "
+            f"method=Implicit({method.name!r}, linear=Dense(members=True))"
+        )
     if not isinstance(method, Tableau):
         raise ValueError(f"method={method.name!r} solves one state at a time; with batched=True give 'rk4', say")
     if time_dtype is not None:

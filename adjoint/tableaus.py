@@ -78,7 +78,7 @@ def _polynomials(rows: list[list[Number]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(x) for x in row) for row in rows)
 
 
-def _hermite(b: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+def hermite(b: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
     """The cubic through both ends and their slopes, for a method whose last stage is f at the new state.
 
     b_i(theta) = b_i (3 theta^2 - 2 theta^3) + [i first] (theta - 2 theta^2 + theta^3) + [i last] (theta^3 - theta^2)
@@ -98,7 +98,7 @@ def _with_last_slope(
     """
     longer: list[Number] = [*b, 0]
     weights = tuple(float(x) for x in longer)
-    more: dict[str, object] = {"dense": _hermite(weights), "dense_order": min(order, 3)}
+    more: dict[str, object] = {"dense": hermite(weights), "dense_order": min(order, 3)}
     if embedded is not None:
         more |= {"error": _difference(longer, embedded), "error_order": order - 1}
     return _tableau(name, order, [*a, b], longer, source, **more)
