@@ -8,8 +8,8 @@ from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.implicit_tableaus import IMPLICIT, ImplicitTableau, theta_method
 from adjoint.interpolate import DenseSolution
-from adjoint.linear_scan import linear_scan
 from adjoint.linear import Dense
+from adjoint.linear_scan import linear_scan
 from adjoint.members import MemberStats
 from adjoint.newton import Objective, gauss_newton, hvp
 from adjoint.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
@@ -19,10 +19,10 @@ from adjoint.scan import scan
 from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
 from adjoint.steppers.adams import MULTISTEP, Adams
-from adjoint.steppers.symplectic import SPLITTINGS, Flows, Splitting
-from adjoint.stepping import TakenStep, steps
 from adjoint.steppers.implicit import Implicit
 from adjoint.steppers.roots import Newton
+from adjoint.steppers.symplectic import SPLITTINGS, Flows, Splitting
+from adjoint.stepping import TakenStep, steps
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import UntrackedTensorError
 from adjoint.tiers import Device, Files, Host

@@ -108,17 +108,12 @@ def method_named(argument: str, method: str | None, options: Mapping[str, Any]) 
 
 
 def _implicit(method: Implicit, interp: str, options: Mapping[str, Any]) -> Implicit:
-    """The implicit method with torchdiffeq's options; its cubic goes through the slopes at both ends."""
+    """The implicit method with torchdiffeq's options; for interp="cubic" its own interpolant stands."""
     table, most = method.tableau, options.get("max_iters")
     if most is not None:
         method = replace(method, newton=replace(method.newton, most=most))
     if interp == "linear":
         return replace(method, method=replace(table, dense=tuple((b,) for b in table.b), dense_order=1))
-    if not (table.starts_explicitly and table.ends_at_last):
-        raise ValueError(
-            f"method={method.name!r} has no slopes at the ends of its steps for interp='cubic'; take interp='linear', or "
-            f"'trapezoid' or 'trbdf2'"
-        )
     return method
 
 
