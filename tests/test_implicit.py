@@ -252,6 +252,17 @@ def test_names_of_torchdiffeq_take_fixed_steps(name: str) -> None:
     assert float(torch.autograd.grad(y[-1], rate)[0]) == pytest.approx(-math.exp(-2), abs=4 * 64.0**-order)
 
 
+@pytest.mark.parametrize("name", ["gl6", "trapezoid"])
+def test_events_are_met_by_steps_of_torchdiffeqs_names(name: str) -> None:
+    """cos(w t) = 0 at t = pi / 2w."""
+    w = torch.tensor(2.0, dtype=D, requires_grad=True)
+    f, start = lambda t, y: torch.stack((y[1], -(w**2) * y[0])), torch.tensor([1.0, 0.0], dtype=D)
+    how: dict[str, Any] = {"method": name, "options": {"step_size": 0.02, "interp": "cubic"}}
+    t, _ = adjoint.odeint_event(f, start, torch.zeros((), dtype=D), event_fn=lambda t, y: y[0], **how)
+    assert float(t) == pytest.approx(math.pi / 4, abs=1e-3)
+    assert float(torch.autograd.grad(t, w)[0]) == pytest.approx(-math.pi / 8, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -10,9 +10,10 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import adjoint
+from adjoint import Implicit
 from adjoint.options import LATER, METHODS
 
-FIXED = [name for name, tableau in METHODS.items() if not tableau.adaptive]
+FIXED = [name for name, x in METHODS.items() if not x.adaptive and not isinstance(x, Implicit)]
 ADAPTIVE = [
     name for name, tableau in METHODS.items() if tableau.adaptive and name in torchdiffeq.odeint.__globals__["SOLVERS"]
 ]

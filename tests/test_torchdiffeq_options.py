@@ -12,10 +12,11 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import adjoint
+from adjoint import Implicit
 from adjoint.options import METHODS
 
 D = torch.float64
-FIXED = [name for name, method in METHODS.items() if not method.adaptive]
+FIXED = [name for name, method in METHODS.items() if not method.adaptive and not isinstance(method, Implicit)]
 ADAPTIVE = [name for name, method in METHODS.items() if method.adaptive and name != "tsit5"]
 STEP = 0.13
 """No asked time is a multiple of it: torchdiffeq gives those the derivative zero."""
