@@ -110,9 +110,8 @@ def describe(journal: Journal, stepper: AutogradStepper, state: State) -> None:
     program, captured = stepper.program, stepper.captured
     for name in ("identity", "snapshot", "restore"):
         if name not in vars(type(program)):  # inherited, it would miss what a subclass has found
-            raise TypeError(
-                f"{type(program).__name__} takes steps that cannot be continued by another process yet; leave journal= out"
-            )
+            kind = getattr(program, "wish", type(program).__name__)
+            raise TypeError(f"{kind} takes steps that cannot be continued by another process yet; leave journal= out")
     identity = cast(Progress, program).identity()
     held = [(name, digest(to_tree(x))) for name, x in zip(captured.names, captured.tensors, strict=True)]
     constants = [digest(to_tree(x)) for x in captured.constants]

@@ -53,6 +53,8 @@ class Journal:
     ) -> None:
         if not every >= 0:
             raise ValueError(f"every={every} is no time between two points; give seconds, or 0 for every step")
+        if not isinstance(folder, (str, os.PathLike)):
+            raise TypeError(f"journal={folder!r} is no folder; give its path")
         self.folder, self.about, self.every = Path(folder), about, every
         self.details: Any = None
         """What a door adds to ``about`` by itself."""
@@ -70,7 +72,12 @@ class Journal:
         """Take the folder, and the key of what lies in it."""
         if not self.folder.parent.is_dir():
             raise StoreError(f"there is no folder {self.folder.parent} to make {self.folder.name} in; make it first")
-        self.folder.mkdir(exist_ok=True)
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except FileExistsError as error:
+            raise StoreError(f"{self.folder} is no folder to keep a journal in; give another") from error
+        except OSError as error:
+            raise StoreError(f"{self.folder} cannot be made ({error.strerror}); give another folder") from error
         self._lock = lock(self.folder / "lock")
         if self._lock is None:
             raise StoreError(f"{self.folder} is in use by a run that is still going on; give another folder")

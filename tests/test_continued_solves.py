@@ -15,7 +15,7 @@ from torch import Tensor
 
 import adjoint
 from adjoint import Device, Files, Host
-from revolve import Binomial, Cast, Disk, Journal, Online
+from revolve import Binomial, Cast, Disk, Journal, Online, StoreError
 
 FREE = {"write": 0.0, "read": 0.0}
 TIERS = [Device(slots=1), Host(slots=1, **FREE), Files(slots=2, **FREE)]
@@ -302,5 +302,15 @@ def test_a_run_without_gradient_is_continued_too(folder: Path) -> None:
 
 def test_a_program_that_cannot_be_continued_says_so(folder: Path) -> None:
     y0 = torch.ones(2, 3, dtype=torch.float64)
-    with pytest.raises(TypeError, match="cannot be continued by another process yet; leave journal= out"):
+    with pytest.raises(
+        TypeError, match="batched=True takes steps that cannot be continued by another process yet; leave"
+    ):
         adjoint.solve(lambda t, y: -RATE * y, y0, [0.0, 1.0], batched=True, journal=folder / "run")
+
+
+def test_a_journal_that_is_no_folder_is_named(folder: Path) -> None:
+    (folder / "file").write_text("")
+    with pytest.raises(StoreError, match="file is no folder to keep a journal in"):
+        Journal(folder / "file")
+    with pytest.raises(TypeError, match="journal=3 is no folder"):
+        Journal(3)  # type: ignore[arg-type]

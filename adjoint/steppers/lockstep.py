@@ -45,6 +45,7 @@ class LockstepProgram:
     """
 
     label = "f"
+    wish = "batched=True"
     initial: int | None = 0
     series: State = ()
 
