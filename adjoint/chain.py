@@ -88,11 +88,16 @@ def chain(
         tier: where states are kept: ``Device(codec=...)``, ``Host()`` or ``Files()``.
         check: run every block twice, and name one that gives other bits (:class:`ReproducibilityError`).
     """
-    wires = {f"block {k}": (module, X if k == 0 else f"block {k - 1}") for k, module in enumerate(modules)}
+    wires = wires_of(modules)
     if not wires:
         return x
     memory = Memory(slots, budget, every, schedule, tier)
     return _run(wired(wires, None), {X: x}, memory, check)[f"block {len(wires) - 1}"]
+
+
+def wires_of(modules: Iterable[Callable[[Any], Any]]) -> dict[str, tuple[Callable[[Any], Any], str]]:
+    """Modules in a row as nodes."""
+    return {f"block {k}": (module, X if k == 0 else f"block {k - 1}") for k, module in enumerate(modules)}
 
 
 def graph(

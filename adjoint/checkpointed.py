@@ -2,59 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from adjoint.chain import Memory, X, measured, passage_of, plainly, plan_of, refuse_transforms, signature, wired
+from adjoint.chain import (
+    Memory,
+    Wires,
+    passage_of,
+    plainly,
+    plan_of,
+    refuse_transforms,
+    signature,
+    wired,
+    wires_of,
+)
 from adjoint.passage import Passage, Wiring
 from adjoint.tiers import Kind
-from adjoint.weights import Weighed
-from revolve import Plan, Schedule, format_bytes
+from adjoint.weights import Weighed, weigh
+from revolve import Network, Plan, Schedule, format_bytes
 
 
 class Checkpointed(nn.Module):
     """The same function as ``module``, whose gradient keeps only what the plan keeps; made by :func:`checkpointed`."""
 
-    def __init__(self, module: nn.Module, blocks: Sequence[nn.Module], memory: Memory, check: bool) -> None:
+    def __init__(self, module: nn.Module, wiring: Wiring, memory: Memory, check: bool) -> None:
         super().__init__()
         self.module = module
         self.plan: Plan | None = None
         """Of the last call that was differentiated; None before."""
-        self._memory, self._check = memory, check
-        names = [X, *(f"block {k}" for k in range(len(blocks)))]
-        self._wiring: Wiring = wired({names[k + 1]: (block, names[k]) for k, block in enumerate(blocks)}, None)
+        self._wiring, self._memory, self._check = wiring, memory, check
         self._plans: dict[Any, tuple[Weighed, Plan]] = {}
         self._weighed: Weighed | None = None
         self._last: Passage | None = None
 
-    def forward(self, x: Any) -> Any:
-        wiring = self._wiring
-        last = wiring.network.outputs[0]
+    def forward(self, *inputs: Any) -> Any:
+        named, outputs = self._named(inputs), self._wiring.network.outputs
         if not torch.is_grad_enabled():
-            return plainly(wiring, {X: x})[last]
-        refuse_transforms()
-        weighed, self.plan = self._planned(x)
-        self._last = passage_of(wiring, {X: x}, self.plan.schedule, self._memory, weighed, self._check)
-        return self._last.forward()[last]
+            found = plainly(self._wiring, named)
+        else:
+            refuse_transforms()
+            weighed, self.plan = self._planned(named)
+            self._last = passage_of(self._wiring, named, self.plan.schedule, self._memory, weighed, self._check)
+            found = self._last.forward()
+        return found[outputs[0]] if len(outputs) == 1 else found
 
-    def _planned(self, x: Any) -> tuple[Weighed | None, Plan]:
+    def _named(self, inputs: tuple[Any, ...]) -> dict[str, Any]:
+        names = self._wiring.network.inputs
+        if len(inputs) != len(names):
+            raise TypeError(f"{len(inputs)} inputs were given; the network takes {len(names)}: {', '.join(names)}")
+        return dict(zip(names, inputs, strict=True))
+
+    def _planned(self, named: dict[str, Any]) -> tuple[Weighed | None, Plan]:
         steps = len(self._wiring)
         if self._memory.budget is None:
             return self._weighed, Plan(steps, self._memory.schedule_for(steps), given=True)
-        kind = signature(self._wiring, {X: x})
+        return self._measured(named)
+
+    def _measured(self, named: dict[str, Any]) -> tuple[Weighed, Plan]:
+        kind = signature(self._wiring, named)
         if kind not in self._plans:
-            weighed = measured(self._wiring, {X: x})
+            weighed = weigh(self._wiring, named)
             self._plans[kind] = weighed, plan_of(weighed, self._memory)
         self._weighed = self._plans[kind][0]
         return self._plans[kind]
 
-    def measure(self, x: Any) -> Plan:
+    def measure(self, *inputs: Any) -> Plan:
         """Weigh every block on a sample, whatever says what is kept, and price the plan for inputs like it."""
-        self._weighed = measured(self._wiring, {X: x})
-        return plan_of(self._weighed, self._memory)
+        return self._measured(self._named(inputs))[1]
+
+    @property
+    def network(self) -> Network:
+        """The blocks as nodes, with what they cost and take once they are measured."""
+        return self._wiring.network if self._weighed is None else self._weighed.network
 
     def runs(self) -> dict[str, int]:
         """How often each block ran for the last call, so far."""
@@ -76,22 +98,29 @@ class Checkpointed(nn.Module):
 
 
 def checkpointed(
-    module: nn.Module | Iterable[nn.Module],
+    module: nn.Module | Iterable[nn.Module] | Wires,
     *,
     budget: int | str | None = None,
     slots: int | str | None = None,
     every: int | None = None,
     schedule: Schedule | None = None,
     tier: Kind | None = None,
+    outputs: Sequence[str] | None = None,
     check: bool = False,
 ) -> Checkpointed:
     """The module with its gradient within a memory budget; arguments as in :func:`adjoint.chain`.
 
-    ``module``: an ``nn.Sequential``, cut into its blocks (those of sequences inside it too), or blocks in their order.
+    ``module``: an ``nn.Sequential``, cut into its blocks (those of sequences inside it too), blocks in their order, or
+    the nodes of a graph as in :func:`adjoint.graph`, called with its inputs in the order of their first use.
     Time and bytes of each block are measured on the first input of each shape; ``report()`` says what is kept and how
     often each block runs.
     """
     memory = Memory(slots, budget, every, schedule, tier)
+    if isinstance(module, Mapping):
+        held = {id(wire[0]): wire[0] for wire in module.values() if isinstance(wire[0], nn.Module)}
+        return Checkpointed(nn.ModuleList(held.values()), wired(module, outputs), memory, check)
+    if outputs is not None:
+        raise ValueError(f"outputs={outputs!r} belongs to a graph; a chain has one output, that of its last block")
     if isinstance(module, nn.Module):
         if not isinstance(module, (nn.Sequential, nn.ModuleList)):
             raise TypeError(
@@ -104,7 +133,7 @@ def checkpointed(
     blocks = list(_cut(whole))
     if not blocks:
         raise ValueError("module has no blocks; give at least one")
-    return Checkpointed(whole, blocks, memory, check)
+    return Checkpointed(whole, wired(wires_of(blocks), None), memory, check)
 
 
 def _cut(module: Iterable[nn.Module]) -> Iterable[nn.Module]:

@@ -47,10 +47,15 @@ class Wiring:
     def arguments(self, k: int, inputs: Tree, state: Tree) -> list[Any]:
         return [state[name] if name in state else inputs[name] for name in self.network.nodes[k].dependencies]
 
+    def passed(self, k: int, state: Tree) -> Tree:
+        """What is live on both sides of a block."""
+        names = {self.name(i) for i in self.network.live[k + 1]}
+        return {name: value for name, value in state.items() if name in names}
+
     def after(self, k: int, state: Tree, result: Any) -> Tree:
         """The state at cut k+1."""
-        names = {self.name(i) for i in self.network.live[k + 1]}
-        return {name: value for name, value in {**state, self.name(k): result}.items() if name in names}
+        made = {self.name(k): result} if k in self.network.live[k + 1] else {}
+        return {**self.passed(k, state), **made}
 
 
 @dataclass
@@ -167,14 +172,20 @@ class Passage:
         self._inputs = pytree.tree_unflatten(leaves, self._spec)
 
     def advance(self, state: Tree, start: int, stop: int) -> Tree:
-        for k in range(start, stop):
-            state = self._first_time(k, state, False) if self._first else self._again(k, state, False)
-        return state
+        box = [state]
+        del state
+        return self._run_blocks(box, start, stop, False)
 
     def record(self, state: Tree, start: int, stop: int) -> tuple[Tree, None]:
+        box = [state]
+        del state
+        return self._run_blocks(box, start, stop, True), None
+
+    def _run_blocks(self, box: list[Tree], start: int, stop: int, keep: bool) -> Tree:
+        """``box`` holds the state alone, so that what no block needs any more can go."""
         for k in range(start, stop):
-            state = self._first_time(k, state, True) if self._first else self._again(k, state, True)
-        return state, None
+            box.append(self._first_time(k, box.pop(), keep) if self._first else self._again(k, box, keep))
+        return box.pop()
 
     def reverse(self, tape: None, cotangent: None) -> None:
         raise AssertionError("torch transposes by itself")
@@ -273,7 +284,7 @@ class Passage:
                 if place is not None:
                     place.value = None
 
-    def _again(self, k: int, state: Tree, keep: bool) -> Tree:
+    def _again(self, k: int, box: list[Tree], keep: bool) -> Tree:
         block, places = self.wiring.blocks[k], iter(self._places[k])
 
         def pack(x: Tensor) -> None:
@@ -290,7 +301,9 @@ class Passage:
                     )
                 place.fill(x)
 
+        state = box.pop()
         arguments = self.wiring.arguments(k, self._inputs, state)
+        state = self.wiring.passed(k, state) if k < self._at - 1 else {}
         writes = k in self.learnt.writers
         arguments = self._sources(k, [copied_tree(x) for x in arguments] if writes else arguments)
         with fleeting(True), torch.autograd.graph.saved_tensors_hooks(pack if keep else _drop, _unpack):
@@ -299,7 +312,9 @@ class Passage:
         for old, x in zip(self._samples[k], leaves_of(result), strict=True):
             if not agree(old, _sample(x)):
                 raise self._differs(k, "its output is another one")
-        return self.wiring.after(k, state, pytree.tree_map_only(Tensor, Tensor.detach, result))
+        return (
+            self.wiring.after(k, state, pytree.tree_map_only(Tensor, Tensor.detach, result)) if k < self._at - 1 else {}
+        )
 
     def _sources(self, k: int, arguments: Sequence[Any]) -> list[Any]:
         """The arguments on a graph of their own, where they were on one: as results, which may be written to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -62,6 +63,7 @@ def weigh(wiring: Wiring, inputs: Tree) -> Weighed:
             [name for name, used in zip(names, one.saved_arguments, strict=True) if used] + [wiring.name(k)] * own
         )
         state = wiring.after(k, state, one.result)
+        one.result = None
     nodes = []
     for k, one in enumerate(measured):
         node = wiring.network.nodes[k]
@@ -76,6 +78,7 @@ def weigh(wiring: Wiring, inputs: Tree) -> Weighed:
                 one.recording,
                 one.reversing,
                 tuple(dict.fromkeys(saved[k])),
+                tuple(one.cotangents),
             )
         )
     return Weighed(Network(nodes, wiring.network.outputs), habits)
@@ -131,7 +134,14 @@ class _One:
         own = {x.untyped_storage()._cdata for x in block.owned()}
         places = [{x.untyped_storage()._cdata for x in leaves_of(copy)} for copy in copies]
         inputs = [bool({x.untyped_storage()._cdata for x in leaves_of(x)} & given) for x in arguments]
+        entries = leaves_of(copies)
+        versions = [x._version for x in entries]
         saved: dict[int, int] = {}
+        self.cotangents = [0] * len(copies)
+        for k, copy in enumerate(copies):
+            for x in leaves_of(copy):
+                if x.requires_grad:
+                    x.register_hook(partial(self._arrived, k))
 
         def pack(x: Tensor) -> Tensor:
             saved[x.untyped_storage()._cdata] = x.untyped_storage().nbytes()
@@ -142,10 +152,14 @@ class _One:
                 result = block.aside(copies, aliases)
             self.recording = meter.peak
             outputs = {x.untyped_storage()._cdata for x in leaves_of(result)}
+            written = {
+                x.untyped_storage()._cdata for x, old in zip(entries, versions, strict=True) if x._version != old
+            }
             self.saved_arguments = [
-                bool(place & saved.keys()) and not known for place, known in zip(places, inputs, strict=True)
+                bool(place & saved.keys() - written) and not known for place, known in zip(places, inputs, strict=True)
             ]
-            self.saved_outputs = bool(outputs & saved.keys() - set().union(*places))
+            unwritten = set().union(*places) - written
+            self.saved_outputs = bool(outputs & saved.keys() - unwritten)
             known = own.union(outputs, *places)
             self.tape = sum(size for key, size in saved.items() if key not in known)
             kept = self.bytes if self.saved_outputs else 0
@@ -156,6 +170,9 @@ class _One:
                 meter.restart()
                 total.backward()
             self.reversing = max(0, meter.peak - kept)
+
+    def _arrived(self, argument: int, cotangent: Tensor) -> None:
+        self.cotangents[argument] += cotangent.untyped_storage().nbytes()
 
 
 class _Cotangents(torch.autograd.Function):

@@ -29,7 +29,7 @@ from revolve.binomial import (
 )
 from revolve.budget import BudgetError, Plan, Prices, format_bytes, parse_bytes, sweep, uniform_sweep
 from revolve.catalogue import SCHEDULES
-from revolve.chains import Differing, weigh
+from revolve.chains import Differing
 from revolve.codecs import Cast
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.files import StoreError
@@ -49,6 +49,7 @@ from revolve.selected import Bisection, Selected
 from revolve.sizes import Parts
 from revolve.stores import CheckpointStore, Disk, Memory
 from revolve.tiles import Grid, Patch, Tile
+from revolve.weigh import weigh
 
 __all__ = [
     "GIVEN",

@@ -22,7 +22,6 @@ tape of step i is held.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -52,6 +51,7 @@ from revolve.pieces import Piece, walk
 from revolve.schedules import Segment, close_gaps, regenerate
 from revolve.search import cheapest
 from revolve.sizes import ALONE, Parts, Sizes, in_units, least_memory, unit_for
+from revolve.weigh import weigh
 
 LONGEST_SEARCH = 10
 NEVER = 2**60
@@ -191,57 +191,6 @@ class Differing:
         return tally(encode(both_sweeps(self, steps)), steps)
 
 
-def weigh(
-    actions: Iterator[Action] | Sequence[Action],
-    costs: Sequence[float],
-    states: Sequence[int],
-    tapes: Sequence[int] | None = None,
-    running: Sequence[int] | None = None,
-    recording: Sequence[int] | None = None,
-    parts: Parts | None = None,
-) -> tuple[float, int]:
-    """The cost of all runs of a whole plan, and the peak of its kept states and tapes and what its runs need."""
-    zeros = (0,) * len(costs)
-    sizes = in_units(1, 0, (states, tapes or zeros, running or zeros, recording or zeros), parts)
-    total, taped, peak, actions = 0.0, 0, 0, list(actions)
-    at_once: set[int] = set()
-    kept: list[int] = []
-    for action, following in zip(actions, [*actions[1:], None], strict=True):
-        now = later = 0
-        match action:
-            case Advance(start, stop):
-                total += sum(costs[start:stop])
-                now = max(sizes.run(step, _nearest(kept, step)) for step in range(start, stop))
-            case Record(start, stop):
-                total += sum(costs[start:stop])
-                if following == Reverse(start, stop):
-                    at_once.add(start)
-                    now = max(sizes.recording[start:stop])
-                else:
-                    now = max(sizes.run(step, _nearest(kept, step)) for step in range(start, stop))
-                    later = sum(sizes.tapes[start:stop])
-            case Reverse(start, stop) if start not in at_once:
-                peak = max(peak, taped + _kept(kept, sizes))
-                taped -= sum(sizes.tapes[start:stop])
-                now = max(sizes.recording[start:stop])
-            case Save(step):
-                insort(kept, step)
-            case Drop(step):
-                kept.remove(step)
-        peak = max(peak, taped + now + _kept(kept, sizes))
-        taped += later
-    return total, peak
-
-
-def _kept(kept: Sequence[int], sizes: Sizes) -> int:
-    return sum(map(sizes.state, kept, [ALONE, *kept]))
-
-
-def _nearest(kept: Sequence[int], step: int) -> int:
-    """The kept state that has most in common with this one."""
-    return max((k for k in kept if k <= step), default=ALONE)
-
-
 @lru_cache(maxsize=8)
 def _sizes(chain: Differing) -> Sizes:
     return _in_units(chain, _unit(chain))
@@ -321,12 +270,14 @@ class _Tables:
         running = np.maximum.accumulate([sizes.run(s, i) for s in range(i, steps)]).tolist()
         rest = (self.below[i + 1 :] - self.below[i]).tolist()
         recording, freed = sizes.recording[i], sizes.least(i)
+        begun = self._begun_above(i) if self.tapes else None
         kept[0, max(0, recording - freed) :] = self.costs[i]
         self.open[i][i, recording:] = self.costs[i]
         for j in range(i, steps):
             here = kept[j - i]
             if j > i:
-                self._least_pair(lower[: j - i], self._starts(i, j), here)
+                starts = self.open[j][i + 1 : j + 1] if begun is None else begun[: j - i, j]
+                self._least_pair(lower[: j - i], starts, here)
                 taped = self._taped(i, j, self.open[j][i])
                 if self.tapes:
                     self.tapes[i][j - i] = taped
@@ -337,11 +288,17 @@ class _Tables:
                     np.minimum(taped[own:], here[: self.width - own], out=taped[own:])
             np.add(here[running[j - i] :], rest[j - i], out=lower[j - i, running[j - i] :])
 
-    def _starts(self, i: int, j: int) -> np.ndarray:
-        """B(k, j, .) for each k from i+1 to j, while x_i is kept."""
-        if not self.tapes:
-            return self.open[j][i + 1 : j + 1]
-        return np.array([self.begun(k, j, i) for k in range(i + 1, j + 1)])
+    def _begun_above(self, i: int) -> np.ndarray:
+        """B(k, j, .) as [k-i-1, j] for all k from i+1 on, while x_i is kept."""
+        steps = len(self.costs)
+        found = np.full((steps - i - 1, steps, self.width), np.inf, dtype=self.kept[i].dtype)
+        for k in range(i + 1, steps):
+            row, own = found[k - i - 1, k:], self.sizes.state(k, i)
+            row[:] = self.tapes[k]
+            if own < self.width:
+                np.minimum(row[:, own:], self.kept[k][:, : self.width - own], out=row[:, own:])
+            row[0] = self.open[k][k]
+        return found
 
     def begun(self, k: int, j: int, below: int) -> np.ndarray:
         """B(k, j, .) while the state at ``below`` is kept."""
@@ -374,7 +331,8 @@ class _Tables:
     def split(self, i: int, j: int, room: int) -> int:
         """The k up to which to run before the next state may be kept; 0: keep the tape of step i."""
         k = np.arange(i + 1, j + 1)
-        costs = self.below[k] - self.below[i] + self.kept[i][: j - i, room] + self._starts(i, j)[:, room]
+        starts = np.array([self.begun(step, j, i)[room] for step in range(i + 1, j + 1)])
+        costs = self.below[k] - self.below[i] + self.kept[i][: j - i, room] + starts
         costs[np.maximum.accumulate([self.sizes.run(s, i) for s in range(i, j)]) > room] = np.inf
         best = int(costs.argmin())
         taped = self.taped(i, j, min(room + self.sizes.least(i), self.width - 1))

@@ -42,6 +42,9 @@ class Node(NamedTuple):
     """What reversing it needs at most, besides outputs that it saves: tape, cotangents and what passes."""
     saves: tuple[str, ...] = ()
     """Nodes (itself, or some that it uses) whose outputs its transpose needs too."""
+    cotangents: tuple[int, ...] = ()
+    """Of each dependency, the memory that its cotangent keeps alive: more than its own, if it is a part of another
+    tensor; as much as the dependency if nothing is said."""
 
 
 class Network:
@@ -75,6 +78,13 @@ class Network:
         for name in self.outputs:
             if name not in self.place:
                 raise ValueError(f"outputs names {name!r}, which no node makes; known are {', '.join(self.place)}")
+        self._uses: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
+        for k, node in enumerate(self.nodes):
+            sizes = node.cotangents or (None,) * len(node.dependencies)
+            for name, size in zip(node.dependencies, sizes, strict=True):
+                if name in self.place:
+                    made = self.place[name]
+                    self._uses[made].append((k, self.nodes[made].bytes if size is None else size))
         self.live = tuple(self._live(k) for k in range(len(self.nodes) + 1))
 
     def _live(self, cut: int) -> frozenset[int]:
@@ -95,8 +105,17 @@ class Network:
         return frozenset(self.place[name] for name in self.nodes[step].dependencies if name in self.place)
 
     def crossing(self, step: int) -> int:
-        """Bytes of what is made before this node and used after it: its cotangents wait while the node is reversed."""
-        return self.size(self.live[step] & self.live[step + 1])
+        """Bytes of cotangents that wait while a node is reversed: of what is made before it and used after it."""
+        return self.waiting(self.live[step] & self.live[step + 1], step + 1)
+
+    def waiting(self, values: Iterable[int], stop: int) -> int:
+        """Bytes of the cotangents of these outputs, when the nodes from ``stop`` on are reversed."""
+        return sum(self._cotangent(k, stop) for k in values)
+
+    def _cotangent(self, value: int, stop: int) -> int:
+        """What one use hands back, or the sum of what several did."""
+        uses = [use for use in self._uses[value] if use[0] >= stop]
+        return uses[0][1] if len(uses) == 1 else self.nodes[value].bytes
 
     def taped(self, step: int) -> frozenset[int]:
         """The outputs that the tape of this node holds."""
@@ -132,11 +151,12 @@ class Network:
         working: frozenset[int] = frozenset()
         kept: dict[int, frozenset[int]] = {}
         tapes: set[int] = set()
+        returned: set[int] = set()
 
         def held(*values: Iterable[int]) -> int:
-            """Kept states, tapes and these values, and the cotangents that wait while the reverse sweep recomputes."""
-            together = frozenset().union(*kept.values(), *map(self.taped, tapes), *values)
-            waiting = self.size(self.live[stop]) if reversing else 0
+            """Kept states, tapes and these values, the outputs, and cotangents that wait for the reverse sweep."""
+            together = frozenset().union(returned, *kept.values(), *map(self.taped, tapes), *values)
+            waiting = self.waiting(self.live[stop], stop) if reversing else 0
             return self.size(together) + sum(self.nodes[k].tape_bytes for k in tapes) + waiting
 
         for action in actions:
@@ -147,6 +167,8 @@ class Network:
                         node, used = self.nodes[k], working if k < stop - 1 else self.used(k)
                         needs = node.recording if isinstance(action, Record) else node.bytes + node.running
                         peak = max(peak, held(used) + max(needs, node.bytes))
+                        if node.name in self.outputs:
+                            returned.add(k)
                         working = (working | {k}) & self.live[k + 1] if k < stop - 1 else frozenset()
                         if isinstance(action, Record):
                             tapes.add(k)
@@ -155,7 +177,7 @@ class Network:
                     for k in reversed(range(start, end)):
                         tapes.remove(k)
                         stop = k
-                        waiting = self.size(self.live[k])
+                        waiting = self.waiting(self.live[k], k)
                         peak = max(peak, held(self.taped(k)) - waiting + self.reversing(k))
                 case Save(step):
                     kept[step] = self.live[step]

@@ -337,9 +337,11 @@ class Run(Generic[State, Tape, Cotangent]):
         return True
 
     def _take(self, step: int) -> State:
+        """The working state, handed over: it is let go as soon as the stepper needs it no more."""
         if self._at != step or self._state is None:
             raise ValueError(f"a run from step {step} was asked for, but the working state is at {self._at}")
-        return self._state
+        state, self._state = self._state, None
+        return state
 
     def _moved(self, step: int) -> None:
         self._at, self._loaded = step, None

@@ -29,6 +29,7 @@ ORDER = {
         "mixed",
         "search",
         "sizes",
+        "weigh",
         "chains",
         "catalogue",
         "trees",

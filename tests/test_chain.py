@@ -201,7 +201,8 @@ def peak_of(run: Callable[[], Tensor], parameters: list[Tensor]) -> int:
     for p in parameters:
         p.grad = torch.zeros_like(p)
     with Meter() as meter:
-        run().sum().backward()
+        y = run()
+        y.sum().backward()
     return meter.peak
 
 
@@ -213,7 +214,9 @@ def test_the_peak_stays_within_the_budget_and_near_the_plan() -> None:
     for share in (0.25, 0.5, 0.8, 1.1):
         budget = int(share * plain)
         module = adjoint.checkpointed(model, budget=budget)
-        module.measure(x)
+        with Meter() as meter:
+            module.measure(x)
+        assert meter.peak <= plain / 2  # a few of the largest blocks
         peak = peak_of(lambda module=module: module(x), parameters)
         assert module.plan is not None
         assert 0.95 * module.plan.bytes <= peak <= 1.02 * module.plan.bytes <= 1.02 * budget
@@ -305,7 +308,7 @@ def u_net(depth: int = 4, width: int = 16) -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    "memory", [{"slots": 1}, {"slots": 3}, {"budget": "40 KiB"}, {"budget": "60 KiB"}, {"budget": "1 MiB"}], ids=str
+    "memory", [{"slots": 1}, {"slots": 3}, {"budget": "64 KiB"}, {"budget": "80 KiB"}, {"budget": "1 MiB"}], ids=str
 )
 def test_a_graph_with_skips_is_plain_torch_bit_for_bit(memory: dict[str, Any]) -> None:
     def run(how: Callable[[dict[str, tuple[Any, ...]], Tensor], dict[str, Any]]) -> list[Tensor]:

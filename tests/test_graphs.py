@@ -68,10 +68,11 @@ def carried_out(network: Network, plan: Plan) -> tuple[float, int]:
 
     def held(*values: set[int]) -> int:
         saved = {network.place[name] for k in tapes for name in nodes[k].saves if name in network.place}
-        outputs = set().union(*kept.values(), *values, saved)
+        outputs = set().union(returned, *kept.values(), *values, saved)
         return sum(nodes[v].bytes for v in outputs) + sum(nodes[k].tape_bytes for k in tapes) + waiting
 
     waiting = 0
+    returned: set[int] = set()
     for action in decode(plan.array()):
         match action:
             case Advance(start, end) | Record(start, end):
@@ -83,6 +84,8 @@ def carried_out(network: Network, plan: Plan) -> tuple[float, int]:
                     recorded = isinstance(action, Record)
                     own = nodes[k].recording if recorded else nodes[k].bytes + nodes[k].running
                     peak = max(peak, held(used if k == stop - 1 else working) + max(own, nodes[k].bytes))
+                    if k == len(nodes) - 1:
+                        returned.add(k)
                     if recorded:
                         tapes.add(k)
                     working = {v for v in working | {k} if v in live[k + 1] and k < stop - 1}
@@ -93,7 +96,7 @@ def carried_out(network: Network, plan: Plan) -> tuple[float, int]:
                     tapes.remove(k)
                     others = {network.place[name] for t in tapes for name in nodes[t].saves if name in network.place}
                     rest = held() - waiting
-                    peak = max(peak, rest + reversing(network, k, set().union(*kept.values(), others)))
+                    peak = max(peak, rest + reversing(network, k, set().union(returned, *kept.values(), others)))
                     stop = k
                     waiting = sum(nodes[v].bytes for v in live[k])
             case Save(step):
@@ -165,9 +168,10 @@ def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[flo
     tapes = sum(nodes[k].tape_bytes for k in taped)
     saved = {network.place[name] for k in taped for name in nodes[k].saves if name in network.place}
     waiting = sum(nodes[v].bytes for v in live[stop]) if stop < len(nodes) else 0
+    returned = {len(nodes) - 1} if stop < len(nodes) else set()
 
     def size(values: Iterable[int]) -> int:
-        return tapes + sum(nodes[v].bytes for v in {*values, *saved}) + waiting
+        return tapes + sum(nodes[v].bytes for v in {*values, *saved, *returned}) + waiting
 
     for v in kept:
         yield 0.0, machine._replace(kept=kept - {v})
@@ -177,6 +181,7 @@ def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[flo
     if stop - 1 in taped:
         k = stop - 1
         others = {network.place[name] for t in taped - {k} for name in nodes[t].saves if name in network.place}
+        others |= returned
         rest = tapes - nodes[k].tape_bytes + sum(nodes[v].bytes for v in kept | others)
         if rest + reversing(network, k, kept | others) <= budget:
             yield 0.0, Machine(k, kept, taped - {k}, None, -1)
@@ -190,8 +195,10 @@ def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[flo
     own = {network.place[name] for name in node.saves if name in network.place}
     if at == stop - 1:
         at_once = size(kept | used) + max(node.recording, node.bytes)
-        after = size(kept | own) + node.tape_bytes
-        if max(at_once, after, size(kept) - waiting + reversing(network, at, kept | saved)) <= budget:
+        made = {at} if stop == len(nodes) else set()
+        after = size(kept | own | made) + node.tape_bytes
+        held = kept | saved | returned | made
+        if max(at_once, after, size(kept | made) - waiting + reversing(network, at, held)) <= budget:
             yield node.cost, Machine(at, kept, taped, None, -1)
         return
     following = live[at + 1]
@@ -276,7 +283,7 @@ def test_a_large_budget_runs_nothing_twice_and_a_smaller_one_never_less() -> Non
         (lambda: Network([Node("a", ("x",))], ["b"]), "outputs names 'b', which no node makes; known are a"),
         (
             lambda: plan_graph([Node("a", ("x",), 1, 4, 9)], 3),
-            "budget=3 cannot reverse a network of 1 node; give at least 9",
+            "budget=3 cannot reverse a network of 1 node; give at least 13",
         ),
         (
             lambda: Differing((1, 1), (), 9, parts=Parts((frozenset({0}), frozenset()), ())),
