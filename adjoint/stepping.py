@@ -18,6 +18,7 @@ from adjoint.steppers.stages import Stages
 from adjoint.steppers.symplectic import split_function
 from adjoint.tensors import State, Structure, refuse_writing, versions_of
 from adjoint.timeline import Controller, SolveError
+from adjoint.transforms import mapped
 
 OPEN = 2**62
 """Steps that a solve without an end may take, as far as its timeline is concerned."""
@@ -107,6 +108,10 @@ def steps(
     chosen = method_asked_for(method)
     f = split_function(chosen, f, y0)
     check_call(args, max_steps)
+    if mapped():
+        raise NotImplementedError(
+            "steps cannot be taken one by one for each member under torch.func.vmap; map over solve, or give it batched=True"
+        )
     times, endless = _until(t, state)
     if endless and dt is None and not chosen.adaptive:
         raise ValueError(f"method={chosen.name!r} takes fixed steps, and t has no end; give dt=, the length of a step")

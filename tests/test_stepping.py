@@ -97,6 +97,18 @@ def test_derivatives_of_derivatives_and_none_at_all() -> None:
         assert not last(leaf(2, seed=4, on=CPU)).requires_grad
 
 
+@pytest.mark.parametrize("method", ["tsit5", "rk4"])
+def test_steps_work_under_grad(method: str) -> None:
+    def last(p: Tensor, take: Any) -> Tensor:
+        f, how = lambda t, y: p * y.sin(), how_of(method)
+        return take(f, torch.ones(3, dtype=torch.float64), (0.0, 1.0), **how)  # type: ignore[no-any-return]
+
+    p = leaf(3, seed=5, on=CPU).detach()
+    found = torch.func.grad(lambda p: last(p, lambda *given, **how: list(steps(*given, **how))[-1].y).sum())(p)
+    expected = torch.func.grad(lambda p: last(p, lambda *given, **how: solve(*given, **how).ys[-1]).sum())(p)
+    assert_close([found], [expected])
+
+
 def test_a_step_that_cannot_be_taken_raises_with_the_last_good_state() -> None:
     one = torch.ones(2, dtype=torch.float64)
     for how in ({"method": "tsit5"}, {"method": "euler", "dt": 0.1}):
@@ -114,6 +126,8 @@ def test_wrong_calls_get_a_sentence() -> None:
     with pytest.raises(ValueError, match="must strictly increase"):
         steps(lambda t, y: -y, one, (1.0, 1.0))
     assert list(steps(lambda t, y: -y, one, [1.0])) == []
+    with pytest.raises(NotImplementedError, match="map over solve, or give it batched=True"):
+        torch.func.vmap(lambda y: next(steps(lambda t, y: -y, y, (0.0, 1.0))).y)(one)
     step = next(steps(lambda t, y: -y, one, (0.0, 1.0)))
     with pytest.raises(ValueError, match="t=2 is not within step 0, from 0 to"):
         step.at(2.0)
