@@ -15,6 +15,7 @@ from adjoint.newton import Objective, gauss_newton, hvp
 from adjoint.odeint import odeint, odeint_adjoint, odeint_dense, odeint_event
 from adjoint.problem import Stats
 from adjoint.reversible import Reversible
+from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.scan import scan
 from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
@@ -34,6 +35,7 @@ __all__ = [
     "IMPLICIT",
     "METHODS",
     "MULTISTEP",
+    "ROSENBROCK",
     "SPLITTINGS",
     "Adams",
     "At",
@@ -57,6 +59,7 @@ __all__ = [
     "Occurrences",
     "ReproducibilityError",
     "Reversible",
+    "RosenbrockTableau",
     "Signal",
     "Solution",
     "SolveError",

@@ -5,15 +5,22 @@ from __future__ import annotations
 from torch import Tensor
 
 from adjoint.implicit_tableaus import IMPLICIT
+from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.steppers.adams import MULTISTEP, Adams, AdamsProgram
 from adjoint.steppers.explicit import Control, ExplicitProgram, explicit_program, with_timeline
 from adjoint.steppers.implicit import Implicit, ImplicitProgram
+from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.steppers.symplectic import SPLITTINGS, Splitting, SplittingProgram
 from adjoint.tableaus import METHODS, Tableau
 from adjoint.tensors import State, Structure
 
 Method = Tableau | Adams | Splitting | Implicit
-NAMED: dict[str, Method] = {**METHODS, **MULTISTEP, **SPLITTINGS, **{name: Implicit(name) for name in IMPLICIT}}
+NAMED: dict[str, Method] = {
+    **METHODS,
+    **MULTISTEP,
+    **SPLITTINGS,
+    **{name: Implicit(name) for name in (*IMPLICIT, *ROSENBROCK)},
+}
 
 
 def program_of(method: Method, t: Tensor, structure: Structure, state: State, control: Control) -> ExplicitProgram:
@@ -23,5 +30,6 @@ def program_of(method: Method, t: Tensor, structure: Structure, state: State, co
     if isinstance(method, Splitting):
         return with_timeline(SplittingProgram(method, t, structure, state, control))
     if isinstance(method, Implicit):
-        return with_timeline(ImplicitProgram(method, t, structure, state, control))
+        steps = RosenbrockProgram if isinstance(method.tableau, RosenbrockTableau) else ImplicitProgram
+        return with_timeline(steps(method, t, structure, state, control))
     return explicit_program(method, t, structure, state, control)

@@ -136,7 +136,7 @@ def solve(
             methods "kencarp3", "kencarp4", "kencarp5" also a pair of functions (explicit, implicit), whose sum dy/dt is.
         y0: a tensor or a tree of tensors, of any shapes.
         t: at least one time, strictly increasing or strictly decreasing.
-        method: one of ``METHODS``, ``MULTISTEP`` or ``IMPLICIT``, a Tableau, an Adams or an Implicit. "euler",
+        method: one of ``METHODS``, ``MULTISTEP``, ``IMPLICIT`` or ``ROSENBROCK``, a Tableau, an Adams or an Implicit. "euler",
             "midpoint", "rk4" and Adams methods take fixed steps that land on every time in ``t``; "dopri5", "tsit5" control
             their steps and interpolate. For stiff equations: "kvaerno5", "radau5", "trbdf2", ..
         dt: the longest fixed step (default: one step between two times), or the first step of an adaptive method.

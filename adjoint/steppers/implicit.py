@@ -22,6 +22,7 @@ from adjoint.implicit_tableaus import IMPLICIT, ImplicitTableau
 from adjoint.linear import Dense, Factored, LinearAlgebra
 from adjoint.memory import aside
 from adjoint.names import named
+from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.steppers.explicit import Control, ExplicitProgram
 from adjoint.steppers.roots import Equation, Evaluated, Newton, NewtonFailed
 from adjoint.steppers.stages import Stages, Terms
@@ -40,8 +41,8 @@ class Implicit:
     solve(f, y0, t, method=Implicit("radau5", mass=mass, linear=Dense()))
     """
 
-    method: str | ImplicitTableau = "kvaerno5"
-    """One of ``IMPLICIT``, or a table of your own."""
+    method: str | ImplicitTableau | RosenbrockTableau = "kvaerno5"
+    """One of ``IMPLICIT`` or ``ROSENBROCK``, or a table of your own."""
     linear: LinearAlgebra = field(default_factory=Dense)
     newton: Newton = field(default_factory=Newton)
     mass: Tensor | None = None
@@ -52,8 +53,8 @@ class Implicit:
     implicit = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, ImplicitTableau):
-            named("method", self.method, IMPLICIT)
+        if isinstance(self.method, str):
+            named("method", self.method, {**IMPLICIT, **ROSENBROCK})
         if self.mass is not None:
             self._check_mass(self.mass)
         if self.split and self.mass is not None:
@@ -74,12 +75,14 @@ class Implicit:
         if self.tableau.starts_explicitly and bool(torch.linalg.matrix_rank(mass) < len(mass)):
             raise ValueError(
                 f"mass is singular, and method={self.name!r} begins with an explicit stage, which has no solution then; "
-                f"take 'radau5', 'radau3', 'sdirk2' or 'backward_euler'"
+                f"take 'radau5', 'rodas4', 'sdirk2' or 'backward_euler'"
             )
 
     @property
-    def tableau(self) -> ImplicitTableau:
-        return self.method if isinstance(self.method, ImplicitTableau) else IMPLICIT[self.method]
+    def tableau(self) -> ImplicitTableau | RosenbrockTableau:
+        if isinstance(self.method, str):
+            return IMPLICIT[self.method] if self.method in IMPLICIT else ROSENBROCK[self.method]
+        return self.method
 
     @property
     def name(self) -> str:

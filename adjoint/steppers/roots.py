@@ -114,6 +114,8 @@ class Equation:
     linear: LinearAlgebra
     weights: Weights
     mass: Tensor | None
+    shared: list[Factored] | None = None
+    """Where equations with one matrix A in common leave what they made of it."""
 
     def root(self, found: Tensor) -> Tensor:
         """``found`` itself, as the differentiable function of all that F depends on."""
@@ -130,9 +132,14 @@ class Equation:
 
     def factored(self, there: Evaluated) -> Factored:
         """Of A at these stages."""
+        if self.shared:
+            return self.shared[0]
         with torch.no_grad():
             jacobians = [self.linear.jacobian(v, y) for v, y in zip(there.parts, there.points, strict=True)]
-            return self.linear.factored(jacobians, self.weights, self.mass)
+            found = self.linear.factored(jacobians, self.weights, self.mass)
+        if self.shared is not None:
+            self.shared.append(found)
+        return found
 
     def massed(self, w: Tensor) -> Tensor:
         """M^T w"""
