@@ -173,7 +173,8 @@ def solve(
         cost: a running cost L(t, y, *args), a tensor; ``solution.costs`` is its integral. It is integrated as one more
             part of the state, by the same steps and to the same tolerances.
         engine: who takes the steps: "eager" (torch operations, one at a time), "native" (f and its transpose compiled,
-            for small states on the CPU; where that cannot be, eager), or "auto". ``solution.engine`` says which, and why.
+            for small states on the CPU; where that cannot be, eager), or "auto": native from 1000 fixed steps on.
+            ``solution.engine`` says which, and why.
         events: what happens where a function of the solution crosses zero (:class:`Event`) or at known times
             (:class:`At`): the state is reset, the solve ends, or it is only noted. ``solution.events[i]`` says when
             ``events[i]`` happened; gradients reach these times, and go through resets. An asked time at which the

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batched, eager, memory, online, plans, undone
+from benchmarks import batched, eager, engines, memory, online, plans, undone
 from benchmarks.measure import Section, machine
 from benchmarks.peers import report as peers
 from benchmarks.sequences import report as sequences
@@ -23,6 +23,7 @@ def online_run(device: str) -> Section:
 
 SECTIONS = {
     "eager": eager.run,
+    "engines": engines.run,
     "batched": batched.run,
     "memory": memory.run,
     "plans": plans.run,

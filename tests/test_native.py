@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -231,6 +232,15 @@ def test_other_wishes_are_left_to_torch_and_said() -> None:
         said(lambda t, y: -y, engine="nativ")
 
 
+def test_auto_decides_by_the_number_of_fixed_steps() -> None:
+    wishes: list[tuple[str, dict[str, Any]]] = [("native", {"dt": 0.001}), ("eager", {"dt": 1 / 999})]
+    wishes += [("eager", {"method": "tsit5"}), ("eager", {"dt": 0.001, "check": True})]
+    for expected, how in wishes:
+        engine = said(lambda t, y: -y, torch.ones(2, **double).requires_grad_(), **{"engine": "auto", **how})
+        assert engine.startswith(expected), engine
+    assert "1000 fixed steps" in said(lambda t, y: -y, engine="auto")
+
+
 def test_numbers_baked_in_behind_torchs_back_are_found_at_a_second_point(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells.Unpeeked, "TAKES", frozenset())
     engine = said(lambda t, y: y * y.detach().numpy()[0])
@@ -262,6 +272,19 @@ def test_what_changes_between_two_calls_is_seen() -> None:
     assert last() == 0.5
     Model.__call__ = lambda self, t, y: y  # type: ignore[method-assign]
     assert last() == 2.0
+
+
+def test_a_number_in_a_module_is_seen_to_change() -> None:
+    constants = ModuleType("constants")
+    constants.rate = 0.5  # type: ignore[attr-defined]
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return -constants.rate * y
+
+    for rate in (0.5, 0.25):
+        constants.rate = rate  # type: ignore[attr-defined]
+        solution = adjoint.solve(f, torch.ones(1, **double), [0.0, 1.0], method="euler", engine="native")
+        assert solution.engine.startswith("native") and float(solution.ys[-1]) == 1 - rate
 
 
 def test_a_function_that_changes_what_it_holds_is_left_to_torch() -> None:

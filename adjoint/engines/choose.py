@@ -18,6 +18,8 @@ from adjoint.timeline import AdaptiveTimeline, FixedTimeline
 
 ENGINES = ("auto", "eager", "native")
 EAGER = "eager: torch operations, one at a time"
+WORTH = 1000
+"""Fixed steps from which on "auto" compiles: so many take torch longer than to trace and to compile."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,10 @@ class Choice:
 
 
 def chosen(problem: Problem, stepper: AutogradStepper, state: State) -> Choice:
-    if problem.engine != "native":
+    if problem.engine == "eager":
         return Choice(EAGER)
+    if problem.engine == "auto" and (problem.steps is None or problem.steps < WORTH):
+        return Choice(f"{EAGER}; engine='auto' compiles {WORTH} fixed steps and more")
     try:
         _suits(problem, state)
         assert isinstance(problem.program, ExplicitProgram)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Iterator
-from types import BuiltinFunctionType, BuiltinMethodType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from adjoint.tensors import ATOMS, LIBRARIES, children, followable
 
 LARGEST = 4096
 """Numbers of a tensor that is no input: beyond, it is too much to be compared at every call."""
+MOST = 2000
+"""Objects; what leads further cannot be looked at before every call."""
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 KNOWN = (FunctionType, MethodType, BuiltinMethodType, functools.partial, *CONTAINERS, np.ndarray, np.generic)
 CALLED = (BuiltinFunctionType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, np.ufunc)
@@ -30,11 +32,12 @@ def fingerprint(held: Held) -> tuple[Any, ...]:
     places, queue, parts = {id(root): 0}, deque([root]), list[Any]()
     alive = []  # so that no two objects have the same address
 
-    def of(child: Any) -> Any:
+    def of(child: Any, names: frozenset[str] = frozenset(), within: tuple[ModuleType, ...] = ()) -> Any:
         if isinstance(child, ModuleType):
-            if child.__name__.partition(".")[0] not in LIBRARIES:
-                raise Refused(f"f looks into the module {child.__name__}, whose values may change")
-            return child.__name__
+            if child.__name__.partition(".")[0] in LIBRARIES or child in within:
+                return child.__name__
+            found = sorted(name for name in names if name in vars(child))
+            return child.__name__, tuple((x, of(vars(child)[x], names, (*within, child))) for x in found)
         if isinstance(child, type):
             return child
         if isinstance(child, ATOMS):
@@ -50,11 +53,21 @@ def fingerprint(held: Held) -> tuple[Any, ...]:
         if isinstance(x, Tensor):
             parts.append(_tensor(x, inputs.get(id(x))))
             continue
+        if len(places) > MOST:
+            raise Refused(f"f, which leads to more than {MOST} objects")
         parts.append(_itself(x))
-        parts.extend((label, of(child)) for label, child in children(x))
+        names = _names(x.__code__) if isinstance(x, FunctionType) else frozenset()
+        parts.extend((label, of(child, names)) for label, child in children(x))
         if not isinstance(x, KNOWN):
             parts.extend((name, of(child)) for name, child in _of_class(type(x)))
     return tuple(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: CodeType) -> frozenset[str]:
+    """Every name of a global or an attribute that stands in a function: all that it may look for in a module."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset(code.co_names).union(*inner)
 
 
 def _tensor(x: Tensor, place: int | None) -> Any:
@@ -62,7 +75,7 @@ def _tensor(x: Tensor, place: int | None) -> Any:
     if place is not None:
         return place, form
     if x.numel() > LARGEST or x.device.type != "cpu" or x.layout != torch.strided:
-        raise Refused(f"f holds a tensor of {x.dtype} with the shape {tuple(x.shape)}")
+        raise Refused(f"an f that holds a tensor of {x.dtype} with the shape {tuple(x.shape)}")
     return form, x.detach().flatten().tolist().__repr__()
 
 
@@ -78,7 +91,7 @@ def _itself(x: Any) -> Any:
     if isinstance(x, (np.generic, torch.Size)):
         return type(x), repr(x)
     if not (hasattr(x, "__dict__") or hasattr(type(x), "__slots__")) or not followable(x):
-        raise Refused(f"f holds a {type(x).__module__}.{type(x).__qualname__}, which cannot be looked into")
+        raise Refused(f"an f that holds a {type(x).__module__}.{type(x).__qualname__}, which cannot be looked into")
     return (type(x),)
 
 
@@ -92,8 +105,6 @@ def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
                 value = value.__func__
             if isinstance(value, property):
                 value = value.fget
-            if isinstance(value, (FunctionType, *ATOMS, *CONTAINERS, np.ndarray)) and name not in (
-                "__dict__",
-                "__weakref__",
-            ):
+            own = isinstance(value, (*ATOMS, *CONTAINERS, np.ndarray)) and not name.startswith("__")
+            if isinstance(value, FunctionType) or own:
                 yield f"{c.__qualname__}.{name}", value

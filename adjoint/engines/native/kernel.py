@@ -25,7 +25,7 @@ from adjoint.tensors import State
 from adjoint.timeline import FixedTimeline
 from revolve.actions import RECORD, REVERSE
 
-MOST = 60_000
+MOST = 30_000
 """Operations of f and its transpose beyond which it is left to torch."""
 MOST_OF_STEP = 40_000
 """And those of a step with its transpose: they compile in seconds."""
