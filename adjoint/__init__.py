@@ -8,6 +8,7 @@ from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.implicit_tableaus import IMPLICIT, ImplicitTableau, theta_method
 from adjoint.interpolate import DenseSolution
+from adjoint.interpolating import Gauss, Interpolating, Quadrature
 from adjoint.linear import Dense
 from adjoint.linear_scan import linear_scan
 from adjoint.members import MemberStats
@@ -50,13 +51,16 @@ __all__ = [
     "Event",
     "Files",
     "Flows",
+    "Gauss",
     "Host",
     "Implicit",
     "ImplicitTableau",
+    "Interpolating",
     "MemberStats",
     "Newton",
     "Objective",
     "Occurrences",
+    "Quadrature",
     "ReproducibilityError",
     "Reversible",
     "RosenbrockTableau",

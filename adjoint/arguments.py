@@ -87,7 +87,8 @@ def _for_gradient(command: argparse.ArgumentParser) -> None:
     _problem(command)
     command.add_argument("--slots", help="states kept at once, or 'all'")
     command.add_argument("--budget", help="memory instead of slots, such as 64MiB")
-    command.add_argument("--gradient", default="discrete", help="discrete (default), backprop or backsolve")
+    known = "discrete (default), backprop, tangent, backsolve, interpolating, quadrature or gauss"
+    command.add_argument("--gradient", default="discrete", help=known)
     _steps(command)
     command.add_argument("--out", type=Path, metavar="FILE", help="draw the schedule (png, pdf, svg)")
 

@@ -15,6 +15,7 @@ from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
 from adjoint.events import EventFunction, EveryStep, FirstEvent
 from adjoint.interpolate import DenseSolution, Polynomials
+from adjoint.interpolating import CONTINUOUS
 from adjoint.join import Filled, join
 from adjoint.methods import Method, program_of
 from adjoint.options import Question, callbacks_of, control_of, method_named, tolerance_of
@@ -99,7 +100,7 @@ class Call:
         open_ended = torch.cat((times[:1], times.new_tensor([way])))
         view = FirstEvent(event_fn, question.structure)
         program = self._program(open_ended, self._control(None, rtol, atol)).seen_by(view)
-        if isinstance(how, Backsolve):
+        if isinstance(how, CONTINUOUS):
             with torch.no_grad():
                 outcome = self._carried_out(Discrete(), program)
                 known = self._polynomials(program, open_ended, outcome, view)
@@ -113,7 +114,7 @@ class Call:
 
     def dense(self, t0: Any, t1: Any, rtol: Any, atol: Any) -> DenseSolution:
         """The solution between two times."""
-        if isinstance(self.how, Backsolve):
+        if isinstance(self.how, CONTINUOUS):
             raise ValueError("gradient='backsolve' keeps no steps to interpolate; use 'discrete' or 'backprop'")
         given = [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in (t0, t1)]
         times = checked_times(torch.cat([x.reshape(-1).to(given[0]) for x in given]), self.question.state)
@@ -134,7 +135,7 @@ class Call:
         return Polynomials(knots[view.step : view.step + 2], outcome.outputs)
 
     def _continuous(
-        self, how: Backsolve, times: Tensor, known: Polynomials, stop: float, rtol: Any, atol: Any
+        self, how: Gradient, times: Tensor, known: Polynomials, stop: float, rtol: Any, atol: Any
     ) -> Polynomials:
         """The line through the state at the event, with its derivatives by a continuous adjoint from there."""
         at = torch.tensor(stop, dtype=known.times.dtype, device=known.times.device)

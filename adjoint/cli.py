@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adjoint import check, plot, tables
 from adjoint.arguments import check_adaptive, check_writable, make_parser, recipe_of, slots_in, tolerances_in
-from adjoint.compare import compare, ways
+from adjoint.compare import compare, every_way
 from adjoint.demo import demonstrate
 from adjoint.measure import Recipe, Scales, sweep
 from adjoint.problems import problem_named
@@ -198,7 +198,7 @@ def _compare(options: argparse.Namespace) -> int:
     check_adaptive(options.method)
     recipe = recipe_of(options)
     check_writable(options.out)
-    work = 1 + len(tolerances) * len(ways(options.slots))
+    work = 1 + len(tolerances) * len(every_way(options.slots, recipe.case()))
     with Scales() as scales, bar("comparing gradients", work, not options.json) as tick:
         found = compare(recipe, tolerances, scales, method=options.method, slots=options.slots, tick=tick)
     if options.out is not None:

@@ -19,6 +19,8 @@ from adjoint.timeline import SolveError
 TIGHTER = 1e-3
 """The tolerance of both reference gradients, over the tightest that is compared."""
 THOUSANDFOLD = 1000.0
+FEW = 100
+"""Inputs in numbers, up to which forward sensitivities take part."""
 ROUNDING = 2.0**-52
 
 
@@ -86,7 +88,7 @@ class Work:
 
 
 def ways(slots: int) -> list[Way]:
-    """Every way that is compared; the discrete adjoint twice, with the same bits."""
+    """The ways that the demo compares; the discrete adjoint twice, with the same bits."""
     return [
         Way("discrete", partial(by_adjoint, gradient="discrete", slots="all")),
         Way(f"discrete, {slots} slots", partial(by_adjoint, gradient="discrete", slots=slots)),
@@ -94,6 +96,15 @@ def ways(slots: int) -> list[Way]:
         Way("torchdiffeq adjoint", partial(by_torchdiffeq, adjoint=True), peer=True),
         Way("torchdiffeq backprop", partial(by_torchdiffeq, adjoint=False), peer=True),
     ]
+
+
+def every_way(slots: int, case: Case) -> list[Way]:
+    """Every gradient that there is; "tangent" only for few inputs, each of which is carried along."""
+    first, few, backsolve, *peers = ways(slots)
+    more = ["interpolating", "quadrature", "gauss", "backprop"]
+    if sum(x.numel() for x in case.inputs.values()) <= FEW:
+        more.append("tangent")
+    return [first, few, backsolve, *(Way(name, partial(by_adjoint, gradient=name)) for name in more), *peers]
 
 
 @dataclass(frozen=True)
@@ -208,17 +219,17 @@ def compare(
     slots: int = 8,
     patience: float = 0.5,
     tick: Callable[[], None] = lambda: None,
+    made: Sequence[Way] | None = None,
 ) -> Comparison:
-    """Every way at every tolerance, timed as often as fits ``patience`` seconds, and weighed at the tightest.
-
-    ``tick`` is called after the reference and after each gradient.
+    """Every way, or those ``made``, at every tolerance, timed as often as fits ``patience`` seconds, and weighed at the
+    tightest. ``tick`` is called after the reference and after each gradient.
     """
     tightest = min(tolerances)
     true = reference(recipe, max(1e-13, TIGHTER * tightest))
     tick()
     rows = []
     for tolerance in sorted(tolerances, reverse=True):
-        for way in ways(slots):
+        for way in every_way(slots, recipe.case()) if made is None else made:
             work = way.at(method, tolerance)
             row = _timed(work, recipe, true, patience)
             if tolerance == tightest and not row.failure:

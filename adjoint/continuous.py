@@ -56,11 +56,7 @@ class Backsolve:
         program = problem.program
         if not isinstance(program, ExplicitProgram):
             raise TypeError(f"gradient='backsolve' integrates an ODE; {program.label} is not one")
-        if self.method is None and isinstance(program.method, Splitting):
-            raise ValueError(
-                f"the backward solve cannot take steps in parts (method={program.method.name!r}); give "
-                f"Backsolve(method='tsit5'), or gradient='discrete'"
-            )
+        refuse_parts(self.method, program)
         captured = Captured(problem.function, program.label)
         for x in (*problem.state, *program.inputs):
             captured.watch("y0 or t", x)
@@ -120,7 +116,9 @@ class _Backwards:
     outputs: State
     """The solution at the asked times, by leaf."""
     ambient: Ambient = field(default_factory=Ambient)
-    calls: int = 0
+
+    def __post_init__(self) -> None:
+        self.right = Right(self.program, self.captured)
 
     def check(self) -> None:
         self.captured.check()
@@ -139,19 +137,12 @@ class _Backwards:
         for j in range(len(asked) - 1, 0, -1):
             state = tuple(x[j] for x in self.outputs)
             jump = tuple(torch.zeros_like(x) if g is None else g[j] for x, g in zip(state, of_outputs, strict=True))
-            of_times[j] = self._along(asked[j], state, jump)
+            of_times[j] = self.right.along(asked[j], state, jump)
             lam = tuple(x + g for x, g in zip(lam, jump, strict=True))
             lam, mu = self._between(asked[j], asked[j - 1], state, lam, mu)
-        of_times[0] = -self._along(asked[0], tuple(x[0] for x in self.outputs), lam)
+        of_times[0] = -self.right.along(asked[0], tuple(x[0] for x in self.outputs), lam)
         lam = tuple(x if g is None else x + g[0] for x, g in zip(lam, of_outputs, strict=True))
         return [*lam, *(of_times.to(x) for x in program.inputs), *mu]
-
-    def _along(self, t: float, state: State, cotangent: State) -> float:
-        """The product of a cotangent with f at this time: the derivative in an asked time."""
-        if not self.program.inputs:
-            return 0.0
-        slope = self.program.slope(self.captured.plain, self.program.time(t), state)
-        return float(sum(torch.sum(x.conj() * g).real for x, g in zip(slope, cotangent, strict=True)))
 
     def _between(self, start: float, stop: float, state: State, lam: State, mu: State) -> tuple[State, State]:
         """The augmented state (y, lam, mu) from one asked time back to the one before."""
@@ -199,7 +190,7 @@ class _Backwards:
         parameters = self.captured.leaves
         with torch.enable_grad():
             state = tuple(x.detach().requires_grad_() for x in together[:size])
-            slope = self._slope(t, state)
+            slope = self.right.slope(t, state)
             roots = [(x, -lam) for x, lam in zip(slope, together[size : 2 * size], strict=True) if x.requires_grad]
             gradients: Sequence[Tensor | None] = [None] * (size + len(parameters))
             if roots:
@@ -209,11 +200,51 @@ class _Backwards:
         adjoints = (torch.zeros_like(x) if g is None else g for x, g in zip(like, gradients, strict=True))
         return (*(x.detach() for x in slope), *adjoints)
 
-    def _slope(self, t: Tensor, state: State) -> State:
-        """f with a graph; some calls are listened to, because the first sweep kept no graph of what f may have kept."""
+
+@dataclass
+class Right:
+    """f with a graph; some calls are listened to, because the first sweep kept no graph of what f may have kept."""
+
+    program: ExplicitProgram
+    captured: Captured
+    calls: int = 0
+
+    def slope(self, t: Tensor, state: State) -> State:
         self.calls += 1
         if not heard(self.calls):
             return self.program.slope(self.captured.recorded, t, state)
         listener = self.captured.listener()
         when = f"at t={float(t):.6g}" if not t.is_meta else "on the way back"
         return listener.run(lambda function: self.program.slope(function, t, state), when)
+
+    def products(self, t: Tensor, state: State, lam: State, of_state: bool, of_parameters: bool) -> tuple[State, State]:
+        """(f_y^T lam, f_p^T lam), of those that are wanted."""
+        parameters = self.captured.leaves if of_parameters else []
+        with torch.enable_grad():
+            points = tuple(x.detach().requires_grad_(of_state) for x in state)
+            slope = self.slope(t, points)
+            wanted = [*(points if of_state else ()), *parameters]
+            roots = [(x, g) for x, g in zip(slope, lam, strict=True) if x.requires_grad]
+            gradients: Sequence[Tensor | None] = [None] * len(wanted)
+            if roots and wanted:
+                values, seeds = zip(*roots, strict=True)
+                gradients = torch.autograd.grad(values, wanted, seeds, allow_unused=True)
+        filled = tuple(torch.zeros_like(x) if g is None else g for x, g in zip(wanted, gradients, strict=True))
+        count = len(points) if of_state else 0
+        return filled[:count], filled[count:]
+
+    def along(self, t: float, state: State, cotangent: State) -> float:
+        """The product of a cotangent with f at this time: the derivative in an asked time."""
+        if not self.program.inputs:
+            return 0.0
+        slope = self.program.slope(self.captured.plain, self.program.time(t), state)
+        return float(sum(torch.sum(x.conj() * g).real for x, g in zip(slope, cotangent, strict=True)))
+
+
+def refuse_parts(method: Any, program: ExplicitProgram) -> None:
+    """Raise ValueError if the backward solve would take steps in parts."""
+    if method is None and isinstance(program.method, Splitting):
+        raise ValueError(
+            f"the backward solve cannot take steps in parts (method={program.method.name!r}); give "
+            f"Backsolve(method='tsit5'), or gradient='discrete'"
+        )

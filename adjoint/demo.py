@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from adjoint import plot, tables
-from adjoint.compare import Comparison, compare
+from adjoint.compare import Comparison, compare, ways
 from adjoint.measure import Recipe, Scales, Sweep, sweep
 from adjoint.problems import Case, pelts, problem_named
 from adjoint.progress import bar
@@ -173,7 +173,7 @@ def demonstrate(say: Callable[..., None], progress: bool) -> Demonstration:
         compared = []
         for name in (MODEL, DISSIPATIVE):
             with bar(f"comparing gradients of {name}", 1 + 5 * len(TOLERANCES), progress) as tick:
-                compared.append(compare(Recipe(name), TOLERANCES, scales, patience=0, tick=tick))
+                compared.append(compare(Recipe(name), TOLERANCES, scales, patience=0, tick=tick, made=ways(8)))
             say(f"[bold]{name}[/]: {problem_named(name).description}")
             say(tables.compare_table(compared[-1]))
     return Demonstration(fitted, swept, tuple(compared), time.perf_counter() - start)

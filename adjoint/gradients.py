@@ -11,6 +11,7 @@ from torch import Tensor
 from adjoint.autograd import Index
 from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
+from adjoint.interpolating import Gauss, Interpolating, Quadrature
 from adjoint.names import named
 from adjoint.problem import Gradient, Outcome, Problem, Stats
 from adjoint.sensitivity import Tangent
@@ -82,6 +83,9 @@ GRADIENTS: dict[str, Callable[[], Gradient]] = {
     "discrete": Discrete,
     "backprop": Backprop,
     "backsolve": Backsolve,
+    "interpolating": Interpolating,
+    "quadrature": Quadrature,
+    "gauss": Gauss,
     "tangent": Tangent,
 }
 
@@ -100,4 +104,15 @@ def is_backprop(gradient: str | Gradient) -> bool:
     return gradient == "backprop" or isinstance(gradient, Backprop)
 
 
-__all__ = ["GRADIENTS", "Backprop", "Backsolve", "Discrete", "Tangent", "Tensor", "gradient_named"]
+__all__ = [
+    "GRADIENTS",
+    "Backprop",
+    "Backsolve",
+    "Discrete",
+    "Gauss",
+    "Interpolating",
+    "Quadrature",
+    "Tangent",
+    "Tensor",
+    "gradient_named",
+]

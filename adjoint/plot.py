@@ -20,14 +20,23 @@ from adjoint.measure import TENSORS, Sweep, SweepRow, power
 from adjoint.problems import Pelts
 from revolve.budget import BINARY, format_bytes
 
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#666666"
+BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#666666"
 COLORS = {
     "discrete": BLUE,
     "backsolve": ORANGE,
+    "interpolating": GREEN,
+    "gauss": SKY,
     "torchdiffeq adjoint": PINK,
     "torchdiffeq backprop": GREY,
 }
-MARKERS = {"discrete": "o", "backsolve": "s", "torchdiffeq adjoint": "D", "torchdiffeq backprop": "^"}
+MARKERS = {
+    "discrete": "o",
+    "backsolve": "s",
+    "interpolating": "v",
+    "gauss": "P",
+    "torchdiffeq adjoint": "D",
+    "torchdiffeq backprop": "^",
+}
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 11,

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.continuous import Backsolve
 from adjoint.engines.choose import EAGER, ENGINES
 from adjoint.eventful import carried_out, check_events, of_states_alone, program_with_events, put_in_order
 from adjoint.events import At, Event, Occurrences
 from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
+from adjoint.interpolating import CONTINUOUS
 from adjoint.members import MemberStats, Wishes, refuse_moving_jumps, solve_members
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
@@ -218,7 +218,7 @@ def solve(
     check_call(args, max_steps)
     if events:
         refused = {"batched=True": batched, "observe=": observe is not None}
-        refused["gradient='backsolve'"] = isinstance(how, Backsolve)
+        refused[f"gradient={gradient!r}"] = isinstance(how, CONTINUOUS)
         events = check_events(events, tableau, checked_times(t, state) if not batched else torch.zeros(2), refused)
     if batched:
         single = _for_batches(tableau, controller, time_dtype)
@@ -255,7 +255,7 @@ def solve(
         solution = _with_last(solution, outcome.failure)
         return solution if cost is None else _apart(solution)
     solver = program_of(tableau, times, structure, start, control)
-    afterwards = observe is None or isinstance(how, Backsolve)
+    afterwards = observe is None or isinstance(how, CONTINUOUS)
     program: Any = solver
     shape: list[Structure] = []
     if not afterwards:

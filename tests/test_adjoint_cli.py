@@ -191,6 +191,10 @@ def test_backsolve_is_a_thousand_times_as_wrong_on_a_dissipative_problem(capsys:
         assert few["evaluations"] > exact["evaluations"]
         for continuous in ("backsolve", "torchdiffeq adjoint"):
             assert rows[continuous, tolerance]["error"] > 1000 * exact["error"]
+        for along in ("interpolating", "quadrature", "gauss"):
+            assert rows[along, tolerance]["error"] < 100 * tolerance
+        for own in ("backprop", "tangent"):
+            assert rows[own, tolerance]["error"] == pytest.approx(exact["error"], rel=1e-6)
     tightest = [row for row in facts["rows"] if row["tolerance"] == 1e-5]
     assert all(row["bytes"] > 0 and row["seconds"] > 0 for row in tightest)
     assert rows["discrete, 4 slots", 1e-5]["bytes"] < rows["discrete", 1e-5]["bytes"] / 2

@@ -126,6 +126,7 @@ ORDER = {
         "discrete",
         "reversible",
         "continuous",
+        "interpolating",
         "sensitivity",
         "gradients",
         "members",
