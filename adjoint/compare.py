@@ -217,7 +217,7 @@ def compare(
     *,
     method: str = "dopri5",
     slots: int = 8,
-    patience: float = 0.5,
+    patience: float = 0.2,
     tick: Callable[[], None] = lambda: None,
     made: Sequence[Way] | None = None,
 ) -> Comparison:
