@@ -99,11 +99,12 @@ def outer(lam: Tensor, h: Tensor, a: Tensor) -> Tensor:
 
 
 def solved(a: Tensor, b: Tensor, start: Tensor, chunk: int) -> Tensor:
-    """h_k = a_k h_{k-1} + b_k."""
+    """h_k = a_k h_{k-1} + b_k, in the dtype that these have: autocast would take products in another."""
     out, h = torch.empty_like(b, memory_format=torch.contiguous_format), start
-    for rows in _blocks(len(b), chunk):
-        _fill(out[rows], _rows(a, rows), b[rows], h, chunk)
-        h = out[rows.stop - 1]
+    with torch.autocast(b.device.type, enabled=False):
+        for rows in _blocks(len(b), chunk):
+            _fill(out[rows], _rows(a, rows), b[rows], h, chunk)
+            h = out[rows.stop - 1]
     return out
 
 
@@ -112,13 +113,14 @@ def solved_backwards(a: Tensor, g: Tensor, chunk: int) -> Tensor:
     out, last = torch.empty_like(g, memory_format=torch.contiguous_format), len(g) - 1
     dense, lam = is_dense(a, g), g[last]
     out[last] = lam
-    for upside in _blocks(last, chunk):
-        rows = slice(last - upside.stop, last - upside.start)
-        later = _rows(a, slice(rows.start + 1, rows.stop + 1))
-        block = torch.empty_like(g[rows], memory_format=torch.contiguous_format)
-        _fill(block, transposed(later, dense).flip(0), g[rows].flip(0), lam, chunk)
-        out[rows] = block.flip(0)
-        lam = out[rows.start]
+    with torch.autocast(g.device.type, enabled=False):
+        for upside in _blocks(last, chunk):
+            rows = slice(last - upside.stop, last - upside.start)
+            later = _rows(a, slice(rows.start + 1, rows.stop + 1))
+            block = torch.empty_like(g[rows], memory_format=torch.contiguous_format)
+            _fill(block, transposed(later, dense).flip(0), g[rows].flip(0), lam, chunk)
+            out[rows] = block.flip(0)
+            lam = out[rows.start]
     return out
 
 
@@ -202,8 +204,8 @@ class _Transpose(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, start: Tensor, h: Tensor, g: Tensor, chunk: int, wanted: bool) -> Any:
         lam = solved_backwards(a, g, chunk)
-        first = a[0]
-        of_start = applied(transposed(first, is_dense(a, g)), lam[0])
+        with torch.autocast(g.device.type, enabled=False):
+            of_start = applied(transposed(a[0], is_dense(a, g)), lam[0])
         if not wanted:
             return None, lam, of_start
         if len(a) == 1:

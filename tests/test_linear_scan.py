@@ -196,3 +196,14 @@ def test_what_is_measured_is_not_seen_by_a_scan_around_it() -> None:
 def test_a_wrong_call_gets_a_sentence(a: Any, b: Any, more: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         linear_scan(torch.zeros(a), torch.zeros(b), **more)
+
+
+@pytest.mark.parametrize("kind", ["diagonal", "blocks"])
+def test_autocast_does_not_reach_inside(kind: str) -> None:
+    wanted = parts(kind, 12, torch.float32)
+    expected = gradients(linear_scan(*wanted, chunk=4), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = linear_scan(*wanted, chunk=4)
+    assert_same_bits(gradients(h, wanted), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(gradients(linear_scan(*wanted, chunk=4), wanted), expected)
