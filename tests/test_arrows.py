@@ -113,6 +113,7 @@ ORDER = {
         "engines.native.fingerprint",
         "engines.native.compose",
         "engines.native.layout",
+        "engines.native.mathematics",
         "engines.native.emit",
         "engines.native.explore",
         "engines.native.driver",

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+from adjoint.engines.native.mathematics import exponential, needed
 from adjoint.engines.native.program import Graph, Kind, Node, depth_first
 
 SCALARS = {"f64": "double", "f32": "float", "i64": "i64", "i1": "i1"}
@@ -206,7 +207,9 @@ class Body:
 
     def _function(self, x: Node, lanes: bool) -> str:
         width = self.code.width if lanes else 1
-        if x.op in INTRINSIC:
+        if x.op == "exp" and width > 1:
+            name = f"lanes.exp.{x.kind}"
+        elif x.op in INTRINSIC:
             vector = f"v{width}" if width > 1 else ""
             name = f"llvm.{INTRINSIC[x.op]}.{vector}{x.kind}"
         else:
@@ -241,7 +244,10 @@ def declarations(helpers: set[tuple[str, str]]) -> str:
     wanted = set(helpers)
     for name, form in sorted(helpers):
         kind, width, count = form.split()
-        if name.startswith("lanes."):
+        if name.startswith("lanes.exp."):
+            lines.append(exponential(name, kind, int(width)))
+            wanted |= needed(int(width))
+        elif name.startswith("lanes."):
             lines.append(_lane_by_lane(name, kind, int(width), int(count)))
             wanted.add((name.removeprefix("lanes."), f"{kind} 1 {count}"))
     for name, form in sorted(wanted):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,16 @@ class Room:
     """Memory for one gradient: here the tape of a step is the state before it."""
 
     def __init__(self, problem: Problem, captured: Captured, state: State) -> None:
-        self._problem, self._size = problem, bytes_of(state)
+        self._problem, self._state, self._size = problem, state, bytes_of(state)
         self._working = 4 * self._size + 2 * self._size * problem.program.outputs
         self._rest = (captured, state, Weights(self._size, self._size, self._working, 8), None)
         self._memories = Memories(problem, *self._rest)
         self._memories.check()
-        self._free = free_bytes(state[0].device) // SHARE if problem.budget is None else parse_bytes(problem.budget)
+
+    @cached_property
+    def _free(self) -> int:
+        budget = self._problem.budget
+        return free_bytes(self._state[0].device) // SHARE if budget is None else parse_bytes(budget)
 
     def most(self) -> int:
         """How many states may be recorded before the number of steps is known."""
