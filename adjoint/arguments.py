@@ -43,6 +43,10 @@ EXAMPLES = {
   adjoint compare gene_ring
   adjoint compare pendulum --tolerances 1e-4,1e-6 --slots 5 --out compare.png
   adjoint compare neural_ode --method tsit5 --json""",
+    "engines": """\
+  adjoint engines lorenz
+  adjoint engines lotka_volterra --size 1000 --dt 0.01 --slots 20
+  adjoint engines pendulum --method dopri5 --json""",
     "examples": """\
   adjoint examples
   adjoint examples --json""",
@@ -109,6 +113,13 @@ def _for_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("--slots", type=int, default=8, help="of the discrete gradient that recomputes (default: 8)")
     command.add_argument("--method", default="dopri5", help="an adaptive method (default: dopri5, as torchdiffeq's)")
     command.add_argument("--out", type=Path, metavar="FILE", help="draw errors, times and memory (png, pdf, svg)")
+
+
+def _for_engines(command: argparse.ArgumentParser) -> None:
+    _problem(command)
+    command.add_argument("--slots", help="states kept at once, or 'all'")
+    _steps(command)
+    command.set_defaults(out=None)
 
 
 def _for_examples(command: argparse.ArgumentParser) -> None:
@@ -203,5 +214,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "gradient": ("one gradient, its plan, a Taylor test of it, and what was counted", _for_gradient),
     "sweep": ("recomputation, memory and time against slots, predicted and measured", _for_sweep),
     "compare": ("errors of discrete and continuous gradients against tolerance, and their price", _for_compare),
+    "engines": ("which engine takes the steps, why, and how long each of them takes", _for_engines),
     "examples": ("the example scripts, and how to run them", _for_examples),
 }

@@ -23,9 +23,11 @@ from adjoint import check, plot, tables
 from adjoint.arguments import check_adaptive, check_writable, make_parser, recipe_of, slots_in, tolerances_in
 from adjoint.compare import compare, every_way
 from adjoint.demo import demonstrate
+from adjoint.engines.choose import ENGINES
 from adjoint.measure import Recipe, Scales, sweep
 from adjoint.problems import problem_named
 from adjoint.progress import bar
+from adjoint.race import raced
 from adjoint.timeline import SolveError
 from revolve.cli import WIDEST_PICTURE, slot_numbers
 from revolve.plot import draw
@@ -207,6 +209,15 @@ def _compare(options: argparse.Namespace) -> int:
     return _judged(options, [found.verdict])
 
 
+def _engines(options: argparse.Namespace) -> int:
+    recipe = recipe_of(options, "method", "dt", "rtol", "atol").but(slots=slots_in(options.slots))
+    found = [raced(recipe, engine) for engine in ENGINES]
+    eager = next(race for race in found if race.engine == "eager")
+    facts = {"problem": options.name, "engines": {race.engine: race.facts(eager) for race in found}}
+    _tell(options, facts, tables.engines_table(found, eager))
+    return 0
+
+
 def _examples(options: argparse.Namespace) -> int:
     """The scripts of a checkout beside the package or in the current folder; else the names of the first ones."""
     folders = [folder / "examples" for folder in (Path(__file__).parents[1], Path.cwd())]
@@ -234,5 +245,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "gradient": _gradient,
     "sweep": _sweep,
     "compare": _compare,
+    "engines": _engines,
     "examples": _examples,
 }

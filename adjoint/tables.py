@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adjoint.compare import Comparison, Row
 from adjoint.measure import RESIDENT, Sweep, power
+from adjoint.race import Race
 from revolve.budget import format_bytes
 
 SHOWN = 4
@@ -46,6 +47,16 @@ def numbers(x: Tensor) -> str:
         return "  ".join(f"{value:.6g}" for value in x.detach().reshape(-1).tolist())
     size, largest = float(torch.linalg.vector_norm(x)), float(x.abs().max())
     return f"norm {size:.6g}, largest {largest:.6g}"
+
+
+def engines_table(found: Sequence[Race], eager: Race) -> RenderableType:
+    """What each engine says, its first gradient, its best one, and how far it is from the eager one."""
+    made = table("engine", "first", "best", "off by", "steps were taken by")
+    made.columns[-1].justify, made.columns[-1].overflow = "left", "fold"
+    for race in found:
+        times = seconds(race.first.seconds), seconds(race.best.seconds)
+        made.add_row(race.engine, *times, f"{race.off_by(eager):.0e}", Text(race.said))
+    return made
 
 
 def facts_table(facts: dict[str, str]) -> Table:

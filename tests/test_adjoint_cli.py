@@ -269,6 +269,20 @@ def test_the_whole_demonstration_as_json(capsys: Capture, tmp_path: Path) -> Non
     assert all((tmp_path / "pictures" / name).exists() for name in facts["pictures"])
 
 
+def test_engines_are_timed_and_say_who_takes_the_steps(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ADJOINT_CACHE", str(tmp_path))
+    words = "engines lorenz --method rk4 --dt 0.1 --slots 5"
+    found = told(capsys, words)["engines"]
+    assert set(found) == {"auto", "eager", "native"}
+    assert found["auto"]["said"].startswith("eager") and "1000 fixed steps" in found["auto"]["said"]
+    assert found["native"]["off_by"] < 1e-12 and found["eager"]["off_by"] == found["auto"]["off_by"] == 0
+    assert found["native"]["said"].startswith("native") or "llvmlite" in found["native"]["said"]
+    text = said(capsys, words)
+    assert "steps were taken by" in text and "one at a time" in text
+
+
 def test_examples_are_listed_with_the_way_to_run_them(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     text = said(capsys, "examples")
     assert "Run one: python " in text

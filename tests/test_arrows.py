@@ -164,6 +164,7 @@ ORDER = {
         "measure",
         "arguments",
         "compare",
+        "race",
         "tables",
         "plot",
         "demo",
