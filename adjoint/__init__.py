@@ -20,6 +20,7 @@ from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.scan import scan
 from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
+from adjoint.steady import SteadyState, steady_state
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.steppers.implicit import Implicit
 from adjoint.steppers.roots import Newton
@@ -69,6 +70,7 @@ __all__ = [
     "SolveError",
     "Splitting",
     "Stats",
+    "SteadyState",
     "Tableau",
     "TakenStep",
     "Tangent",
@@ -90,6 +92,7 @@ __all__ = [
     "scan",
     "solve",
     "state_space",
+    "steady_state",
     "steps",
     "theta_method",
 ]

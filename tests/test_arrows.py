@@ -160,6 +160,7 @@ ORDER = {
         "checkpointed",
         "check",
         "newton",
+        "steady",
         "problems",
         "measure",
         "arguments",
