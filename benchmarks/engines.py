@@ -28,7 +28,9 @@ whole call of `solve(..., engine="native")` with its backward; "4 steps" is the 
 call costs in Python. diffrax gets as many checkpoints as ours slots, the fewest in which no step runs plainly more than
 twice; jax is the faster of a scan and a scan with nested rematerialisation, without slots. Everything is compiled
 before it is timed; diffrax and jax get compiled programs with nothing around them. Off by: the difference from diffrax's
-gradient, relative to its norm. First: our first call, in which everything is traced and compiled."""
+gradient, relative to its norm. First: our first call, in which everything is traced and compiled. Where one trajectory
+misses what was aimed at, Python does: reading the arguments, following what the function holds, planning, and torch's
+graph take what "4 steps" shows, and the two compiled calls the rest."""
 
 
 def lorenz96(xp: Any, y: Any, p: Any) -> Any:
