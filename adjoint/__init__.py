@@ -20,6 +20,7 @@ from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.scan import scan
 from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
+from adjoint.sparse import Krylov, Sparse
 from adjoint.steady import SteadyState, steady_state
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.steppers.implicit import Implicit
@@ -57,6 +58,7 @@ __all__ = [
     "Implicit",
     "ImplicitTableau",
     "Interpolating",
+    "Krylov",
     "MemberStats",
     "Newton",
     "Objective",
@@ -68,6 +70,7 @@ __all__ = [
     "Signal",
     "Solution",
     "SolveError",
+    "Sparse",
     "Splitting",
     "Stats",
     "SteadyState",

@@ -63,6 +63,7 @@ ORDER = {
         "implicit_tableaus",
         "rosenbrock_tableaus",
         "linear",
+        "sparse",
         "timeline",
         "member_times",
         "lockstep_timeline",
