@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import psutil
@@ -120,8 +121,8 @@ def _check(tier: Kind) -> None:
         whole("slots", tier.slots)
     for price in ("write", "read"):
         value = getattr(tier, price, None)
-        if value is not None and not value >= 0:
-            raise ValueError(f"{name}({price}={value}) is no time; give seconds for one state, 0 or more")
+        if value is not None and not 0 <= value < inf:
+            raise ValueError(f"{name}({price}={value}) is no time; give seconds for one state, 0 or more, and finite")
 
 
 def check_tiers(tiers: Sequence[Kind] | None) -> None:

@@ -26,6 +26,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import takewhile
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -92,8 +93,10 @@ class Differing:
             object.__setattr__(self, "states", tuple(map(self.parts.size, range(len(self.parts.states)))))
         object.__setattr__(self, "budget", binomial.whole("budget", self.budget))
         object.__setattr__(self, "units", binomial.whole("units", self.units, least=1))
-        if not self.costs or not all(cost >= 0 for cost in self.costs):
-            raise ValueError(f"costs={self.costs} are no costs of steps; give a number of at least 0 for each step")
+        if not self.costs or not all(0 <= cost < inf for cost in self.costs):
+            raise ValueError(
+                f"costs={self.costs} are no costs of steps; give a finite number of at least 0 for each step"
+            )
         for name in ("states", "tapes", "running", "recording"):
             sizes = getattr(self, name)
             if sizes is None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -172,6 +173,11 @@ def _plan(options: argparse.Namespace) -> str:
 
 def _cheapest(options: argparse.Namespace, state: int | None, tape: int | None) -> Plan:
     """What slots, a budget or several memories buy."""
+    seconds = options.step_seconds
+    if seconds is not None and options.memories is None:
+        raise ValueError(f"--step-seconds {seconds} says nothing without --memories; leave it out")
+    if seconds is not None and not 0 < seconds < inf:
+        raise ValueError(f"--step-seconds {seconds} is no time of a run; give seconds, more than 0")
     if sum(given is not None for given in (options.slots, options.budget, options.memories)) != 1:
         raise ValueError(
             "how much memory? give either -c, for instance -c 3, or --budget or --memories, with --state and --tape"
@@ -185,7 +191,7 @@ def _cheapest(options: argparse.Namespace, state: int | None, tape: int | None) 
             tiers=storages(options.memories),
             state_bytes=state,
             tape_bytes=tape,
-            prices=None if options.step_seconds is None else Prices(options.step_seconds),
+            prices=None if seconds is None else Prices(seconds),
         )
     else:
         slots = _integer("--slots", options.slots) if options.slots not in (None, "all") else options.slots

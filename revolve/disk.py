@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -164,8 +165,8 @@ class PeriodicDisk:
 def _check(schedule: DiskRevolve | PeriodicDisk) -> None:
     object.__setattr__(schedule, "slots", binomial.whole("slots", schedule.slots))
     for name in ("write", "read", "step_cost"):
-        if not getattr(schedule, name) >= 0:
-            raise ValueError(f"{name}={getattr(schedule, name)} is not a price; give 0 or more")
+        if not 0 <= getattr(schedule, name) < inf:
+            raise ValueError(f"{name}={getattr(schedule, name)} is not a price; give 0 or more, and finite")
 
 
 def _first_sweep(piece: Piece) -> Iterator[Action]:

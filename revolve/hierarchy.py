@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from math import inf
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -64,8 +65,8 @@ class HRevolve:
         object.__setattr__(self, "tiers", tuple(_checked(k, Tier(*tier)) for k, tier in enumerate(self.tiers)))
         if not self.tiers:
             raise ValueError("tiers=() holds nothing; give at least one, for instance (Tier(3), Tier(7, 10.0, 10.0))")
-        if not self.step_cost >= 0:
-            raise ValueError(f"step_cost={self.step_cost} is not a price; give 0 or more")
+        if not 0 <= self.step_cost < inf:
+            raise ValueError(f"step_cost={self.step_cost} is not a price; give 0 or more, and finite")
 
     @property
     def slots(self) -> int:
@@ -129,8 +130,8 @@ class HRevolve:
 
 def _checked(number: int, tier: Tier) -> Tier:
     for name, price in (("write", tier.write), ("read", tier.read)):
-        if not price >= 0:
-            raise ValueError(f"{name}={price} of tier {number} is not a price; give 0 or more")
+        if not 0 <= price < inf:
+            raise ValueError(f"{name}={price} of tier {number} is not a price; give 0 or more, and finite")
     return Tier(binomial.whole("slots", tier.slots), float(tier.write), float(tier.read))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, NamedTuple, overload
 
 from revolve import binomial
@@ -289,8 +290,8 @@ def _memory(k: int, tier: Any) -> Storage:
     if not isinstance(tier, tuple) or isinstance(tier, Tier) or len(tier) > len(Storage._fields):
         raise ValueError(f"tiers[{k}]={tier!r} is no Storage(bytes, write, read); give all of them so, or all as Tier")
     memory = Storage(*tier)
-    if not (memory.write >= 0 and memory.read >= 0):
-        raise ValueError(f"tiers[{k}]={memory}: a write and a read take seconds, 0 or more")
+    if not (0 <= memory.write < inf and 0 <= memory.read < inf):
+        raise ValueError(f"tiers[{k}]={memory}: a write and a read take seconds, 0 or more, and finite")
     return memory
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, pairwise
-from math import isqrt, sqrt
+from math import inf, isqrt, sqrt
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -160,8 +160,8 @@ class Periodic:
         J / L = alpha a / k + beta (k - 1) / 2 is least at k* = sqrt(2 alpha a / beta).
         """
         for name, value in {"memory_price": memory_price, "state_bytes": state_bytes, "step_price": step_price}.items():
-            if not value > 0:
-                raise ValueError(f"{name}={value} is not a price; give a positive number")
+            if not 0 < value < inf:
+                raise ValueError(f"{name}={value} is not a price; give a positive number, and finite")
         below = max(1, int(sqrt(2 * memory_price * state_bytes / step_price)))
 
         def cost(k: int) -> float:

@@ -129,11 +129,12 @@ def test_any_prefix_of_the_chain_can_be_reversed(exact: bool) -> None:
     ("call", "sentence"),
     [
         (lambda: Differing((), (), 5), r"costs=\(\) are no costs of steps"),
-        (lambda: Differing((1, -1), (1, 1), 5), "give a number of at least 0 for each step"),
+        (lambda: Differing((1, -1), (1, 1), 5), "give a finite number of at least 0 for each step"),
         (lambda: Differing((1, 1), (1,), 5), "states has 1 sizes for 2 steps; give one for each step"),
         (lambda: Differing((1, 1), (1, -1), 5), "states=-1 is too small; give at least 0"),
         (lambda: Differing((1, 1), (1, 1), 5).cost(3), "steps=3 is too long for a chain of 2; give at most that many"),
         (lambda: Differing((1,) * 11, (1,) * 11, 5, exact=True).cost(11), "is too long for a search; give at most 10"),
+        (lambda: Differing((1, float("inf")), (3, 1), 9), r"costs=\(1.0, inf\) are no costs of steps; give a finite"),
         (lambda: Differing((1, 1), (3, 1), 2).cost(2), "budget=2 cannot reverse these 2 steps; give at least 3"),
         (lambda: Differing((1, 1), (3, 1), 2, exact=True).cost(2), "budget=2 cannot reverse these 2 steps"),
         (lambda: next(Differing((1,), (1,), 2).forward(None)), r"give steps, or use Online\(slots\)"),

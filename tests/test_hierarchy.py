@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import fields
+from math import inf
 
 import pytest
 
@@ -185,6 +186,8 @@ def test_what_is_selected_is_what_is_kept() -> None:
         (lambda: HRevolve((Tier(0), Tier(0))).cost(2), "slots=0 cannot reverse 2 steps; give at least 1"),
         (lambda: HRevolve((Tier(3),)).cost(10**6), "steps=1000000 is too long for exact tables; give at most 20000"),
         (lambda: DiskRevolve(-1, 1.0, 1.0), "slots=-1 is too small"),
+        (lambda: HRevolve((Tier(1),), inf), "step_cost=inf is not a price; give 0 or more, and finite"),
+        (lambda: DiskRevolve(1, inf, 1.0), "write=inf is not a price; give 0 or more, and finite"),
         (lambda: DiskRevolve(1, 1.0, -1.0), "read=-1.0 is not a price; give 0 or more"),
         (lambda: PeriodicDisk(1, 1.0, 1.0, 0.0), "step_cost=0 would never write a file"),
         (lambda: Selected((-1,)), "kept=-1 is too small"),

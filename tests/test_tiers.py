@@ -426,6 +426,7 @@ def test_a_wrong_wish_is_named_with_a_way_out(how: dict[str, Any], error: type[E
         (lambda: Device("1 GiB", slots=3), r"Device\(bytes='1 GiB', slots=3\): one of them decides"),
         (lambda: Host("much"), "bytes='much' is not a size"),
         (lambda: Files(slots=-1), "slots=-1 is too small; give at least 0"),
+        (lambda: Files(read=float("inf")), r"Files\(read=inf\) is no time; .* and finite"),
         (lambda: Files(write=-1.0), r"Files\(write=-1.0\) is no time; give seconds for one state, 0 or more"),
     ],
 )
