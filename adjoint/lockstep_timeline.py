@@ -162,6 +162,16 @@ class AdaptiveLockstep:
     def landing_on(self, k: int) -> None:
         """No step ends on an asked time for its sake, but the last one."""
 
+    @property
+    def most_inside(self) -> int:
+        """The most pairs of an asked time and a member that one step passes, of those that are known."""
+        return max((fact.inside for fact in self._facts if fact is not None), default=0)
+
+    @property
+    def all_inside(self) -> int:
+        """The same of all steps together."""
+        return sum(fact.inside for fact in self._facts if fact is not None)
+
     def _fact(self, k: int) -> Fact:
         fact = self._facts[k]
         if fact is None:

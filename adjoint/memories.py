@@ -48,7 +48,7 @@ class Memories:
     def __init__(
         self, problem: Problem, captured: Captured, state: State, weights: Weights, journal: Journal | None
     ) -> None:
-        self._problem, self._captured, self._state, self._weights = problem, captured, state, weights
+        self._problem, self._captured, self._state, self._probed = problem, captured, state, weights
         self.journal, self._device = journal, state[0].device
         self._tiers: tuple[Kind, ...] = tuple(problem.tiers or (Device(),))
         self._forms = [Form(state, precision_of(tier.codec)) for tier in self._tiers]
@@ -65,11 +65,17 @@ class Memories:
 
     def of_pairs(self, pair: State) -> Memories:
         """The same memory for pairs of a state and its tangent."""
-        other = Memories(self._problem, self._captured, pair, self._weights.of_pairs(), None)
+        other = Memories(self._problem, self._captured, pair, self._probed.of_pairs(), None)
         if len(self._tiers) > 1:
             prices = self._measured()
             other._prices = replace(prices, write=_twice(prices.write), read=_twice(prices.read))
         return other
+
+    @property
+    def _weights(self) -> Weights:
+        """What was probed, and what is known of the steps by now: the outputs inside of the fullest one."""
+        inside = getattr(self._problem.program, "inside_bytes", 0)
+        return replace(self._probed, working=self._probed.working + inside) if inside else self._probed
 
     @property
     def exact(self) -> bool:
@@ -92,7 +98,8 @@ class Memories:
         """The plan that the caller asked for, or the cheapest; ``recorded``: all tapes are held already."""
         problem, weights = self._problem, self._weights
         if recorded:
-            sizes = weights.state, weights.tape, weights.working + weights.each * steps
+            working = weights.working + weights.each * steps + getattr(problem.program, "inside_kept", 0)
+            sizes = weights.state, weights.tape, working
             return self._made(Plan(steps, StoreAll(), *sizes, given=True))
         if problem.schedule is not None:
             tape, working = weights.tape, weights.working + self._moving

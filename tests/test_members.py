@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adjoint import METHODS, Backsolve, Controller, Solution, SolveError, check, solve
+from adjoint import METHODS, Backsolve, Controller, Device, Host, Solution, SolveError, check, solve
+from adjoint.memory import Meter
+from revolve import BudgetError
 
 F64 = torch.float64
 AMPLIFIED = 1e-9 / 2**-52
@@ -499,6 +501,26 @@ def test_one_time_returns_the_first_state_with_its_gradient() -> None:
         solution = solve(lambda t, y: y, y0, times, batched=True)
         assert solution.ys.shape == (count, 3, 2) and solution.status == ("success",) * 3
         assert torch.equal(torch.autograd.grad(solution.ys[0].sum(), y0)[0], torch.ones_like(y0))
+
+
+@pytest.mark.parametrize("method", ["bosh3", "dopri5"])
+@pytest.mark.parametrize(
+    "memory", [{"slots": 2}, {"budget": "20 MB"}, {"tiers": [Device(slots=1), Host(slots=2)]}], ids=str
+)
+def test_many_asked_times_inside_of_one_step_stay_below_what_was_planned(method: str, memory: dict[str, Any]) -> None:
+    rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    y0, t = torch.ones(500, 4, dtype=torch.float64), torch.linspace(0, 1, 40, dtype=torch.float64)
+    with Meter() as meter:
+        solution = solve(
+            lambda t, y: -rate * torch.tanh(y), y0, t, method=method, rtol=1e-2, atol=1e-2, batched=True, **memory
+        )
+        assert solution.plan is not None and solution.plan.steps < 5
+        assert meter.peak <= solution.plan.bytes
+        loss, before = solution.ys.sum(), meter.restart()
+        loss.backward()
+        assert meter.peak - before <= solution.plan.bytes
+    with pytest.raises(BudgetError, match="cannot reverse"):
+        solve(lambda t, y: -rate * y, y0, t, method=method, rtol=1e-2, atol=1e-2, batched=True, budget="1 MB")
 
 
 @pytest.mark.parametrize(

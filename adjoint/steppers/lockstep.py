@@ -25,7 +25,7 @@ from adjoint.steppers.member_error import MemberTolerance, first_steps
 from adjoint.steppers.member_step import Coefficients, MemberStep, Numbers, finite
 from adjoint.tableaus import Tableau
 from adjoint.tangents import Batch, Directions, pushed
-from adjoint.tensors import Reach, State, Structure, refuse_writing, scattered, versions_of
+from adjoint.tensors import Reach, State, Structure, bytes_of, refuse_writing, scattered, versions_of
 
 NEVER = 2**62
 DONORS = 8
@@ -94,6 +94,18 @@ class LockstepProgram:
     def step_bytes(self) -> int:
         """What is kept of each step of an adaptive solve, whatever the plan: everybody's time."""
         return self.asked.start.nbytes if isinstance(self.timeline, AdaptiveLockstep) else 0
+
+    @property
+    def inside_bytes(self) -> int:
+        """What the values at asked times inside of one step take to make, at most, of the steps that are known."""
+        pairs = self.timeline.most_inside if isinstance(self.timeline, AdaptiveLockstep) else 0
+        return 3 * (len(self._coefficients.used) + 2) * pairs * (bytes_of(self.first) // self.members)
+
+    @property
+    def inside_kept(self) -> int:
+        """What of that all tapes together hold."""
+        pairs = self.timeline.all_inside if isinstance(self.timeline, AdaptiveLockstep) else 0
+        return len(self._coefficients.used) * pairs * (bytes_of(self.first) // self.members)
 
     def begin(self, function: Any, state: State) -> None:
         """Choose everybody's first step of an adaptive solve, unless that is known."""
