@@ -25,7 +25,7 @@ KINDS: dict[str, tuple[int | None, ...]] = {
     "one block": (1, 1, STATES, STATES),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
-LENGTHS = (1, 2, 3, 9, 10, 17, 33)
+LENGTHS = (1, 2, 3, 10, 33)
 CHUNKS = (1, 4, 16, 100)
 
 
