@@ -151,8 +151,10 @@ def run(device: str) -> Section:
         "The gradient of a gated recurrence of 64 states in double precision, a_k = sigmoid(w u_k + c), "
         "h_k = a_k h_{k-1} + (1 - a_k) v u_k, y_k = r h_k, with respect to u, w, c, v and r, on one core, once, each in a "
         "process of its own that has warmed up on 1024 rows and, for jax, compiled. Memory: how far its high-water mark "
-        "rises above what it holds with the inputs, so that it includes the outputs and all gradients (32 MB for a million "
-        f"rows). Nobody may take more than {revolve.format_bytes(ROOM)} or {PATIENCE:.0f} s.",
+        "rises above what it holds with the inputs, so that it includes the outputs and all gradients (y and "
+        "the gradient in u alone are 16 MB for a million rows). Which chunk is done in parallel is measured by "
+        "each process anew, hence differences of rounding. Nobody may take more than "
+        f"{revolve.format_bytes(ROOM)} or {PATIENCE:.0f} s.",
         parts=tuple(table(n, rows) for n, rows in found.items()),
         pictures=(("sequences.png", picture(found)),),
     )
