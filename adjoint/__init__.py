@@ -4,6 +4,7 @@ from adjoint import check, state_space
 from adjoint.chain import chain, checkpoint, checkpoint_sequential, graph
 from adjoint.checked import ReproducibilityError
 from adjoint.checkpointed import Checkpointed, checkpointed
+from adjoint.estimate import Estimate, estimate
 from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.implicit_tableaus import IMPLICIT, ImplicitTableau, theta_method
@@ -50,6 +51,7 @@ __all__ = [
     "DenseSolution",
     "Device",
     "Discrete",
+    "Estimate",
     "Event",
     "Files",
     "Flows",
@@ -83,6 +85,7 @@ __all__ = [
     "checkpoint",
     "checkpoint_sequential",
     "checkpointed",
+    "estimate",
     "frozen_steps",
     "gauss_newton",
     "graph",

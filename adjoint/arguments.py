@@ -25,6 +25,7 @@ EXAMPLES = {
   adjoint gradient lorenz --slots 5
   adjoint sweep lotka_volterra --slots 1:20 --out sweep.png
   adjoint compare gene_ring --out compare.png
+  adjoint estimate --layers 48 --sequence 2048 --width 4096
   adjoint examples""",
     "demo": """\
   adjoint demo
@@ -47,6 +48,10 @@ EXAMPLES = {
   adjoint engines lorenz
   adjoint engines lotka_volterra --size 1000 --dt 0.01 --slots 20
   adjoint engines pendulum --method dopri5 --json""",
+    "estimate": """\
+  adjoint estimate
+  adjoint estimate --layers 48 --sequence 2048 --width 4096 --budget 8GiB
+  adjoint estimate --layers 12 --width 768 --heads 12 --dtype float32 --json""",
     "examples": """\
   adjoint examples
   adjoint examples --json""",
@@ -63,7 +68,7 @@ def make_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", metavar=" | ".join(COMMANDS))
     for name, (text, add_arguments) in COMMANDS.items():
-        listed = "" if name in ("demo", "examples") else f"problems:\n{_problem_list()}\n\n"
+        listed = "" if name in ("demo", "estimate", "examples") else f"problems:\n{_problem_list()}\n\n"
         command = commands.add_parser(
             name,
             help=text,
@@ -119,6 +124,14 @@ def _for_engines(command: argparse.ArgumentParser) -> None:
     _problem(command)
     command.add_argument("--slots", help="states kept at once, or 'all'")
     _steps(command)
+
+
+def _for_estimate(command: argparse.ArgumentParser) -> None:
+    sizes = {"layers": 48, "sequence": 2048, "width": 4096, "heads": 32, "batch": 1}
+    for name, size in sizes.items():
+        command.add_argument(f"--{name}", type=int, default=size, help="(default: %(default)s)")
+    command.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    command.add_argument("--budget", help="for activations, such as 8GiB")
     command.set_defaults(out=None)
 
 
@@ -215,5 +228,6 @@ COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "sweep": ("recomputation, memory and time against slots, predicted and measured", _for_sweep),
     "compare": ("errors of discrete and continuous gradients against tolerance, and their price", _for_compare),
     "engines": ("which engine takes the steps, why, and how long each of them takes", _for_engines),
+    "estimate": ("what training a language model takes, plan by plan, sized without its numbers", _for_estimate),
     "examples": ("the example scripts, and how to run them", _for_examples),
 }

@@ -24,11 +24,14 @@ from adjoint.arguments import check_adaptive, check_writable, make_parser, recip
 from adjoint.compare import compare, every_way
 from adjoint.demo import demonstrate
 from adjoint.engines.choose import ENGINES
+from adjoint.estimate import TransformerBlock, estimate
 from adjoint.measure import Recipe, Scales, sweep
 from adjoint.problems import problem_named
 from adjoint.progress import bar
 from adjoint.race import raced
 from adjoint.timeline import SolveError
+from revolve.binomial import whole
+from revolve.budget import format_bytes
 from revolve.cli import WIDEST_PICTURE, slot_numbers
 from revolve.plot import draw
 
@@ -215,6 +218,29 @@ def _engines(options: argparse.Namespace) -> int:
     eager = next(race for race in found if race.engine == "eager")
     facts = {"problem": options.name, "engines": {race.engine: race.facts(eager) for race in found}}
     _tell(options, facts, tables.engines_table(found, eager))
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    """Sizes of a stack of transformer blocks, on the device meta."""
+    for name in ("sequence", "width", "heads", "batch"):
+        whole(name, getattr(options, name), least=1)
+    if options.width % options.heads:
+        raise ValueError(f"--heads {options.heads} does not divide --width {options.width}; give a divisor")
+    kind = getattr(torch, options.dtype)
+    found = estimate(
+        lambda: TransformerBlock(options.width, options.heads).to(kind),
+        lambda: torch.empty(options.batch, options.sequence, options.width, dtype=kind),
+        options.layers,
+        options.budget,
+    )
+    apart = {"parameters": found.parameters, "gradients": found.gradients, "optimizer": found.optimizer}
+    plans = {name: plan if isinstance(plan, str) else plan.bytes for name, plan in found.plans.items()}
+    lines = {name: format_bytes(size) for name, size in apart.items()}
+    for name, size in plans.items():
+        lines[f"activations, {name}"] = (
+            size if isinstance(size, str) else f"{format_bytes(size)}, {found.runs[name]:.3g} runs a block"
+        )
+    _tell(options, apart | {"activations": plans, "runs": found.runs}, tables.facts_table(lines))
     return 0
 
 
@@ -246,5 +272,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "sweep": _sweep,
     "compare": _compare,
     "engines": _engines,
+    "estimate": _estimate,
     "examples": _examples,
 }

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import batched, eager, engines, memory, online, plans, undone
 from benchmarks.measure import Section, machine
+from benchmarks.networks import report as networks
 from benchmarks.peers import report as peers
 from benchmarks.sequences import report as sequences
 
@@ -29,6 +30,7 @@ SECTIONS = {
     "plans": plans.run,
     "online": online_run,
     "peers": peers.run,
+    "networks": networks.run,
     "sequences": sequences.run,
     "undone": undone.run,
 }

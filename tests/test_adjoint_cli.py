@@ -369,7 +369,7 @@ def test_help_names_problems_and_shows_examples(capsys: Capture, command: str) -
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert len(re.findall(r"^  adjoint ", text.split("examples:")[1], re.MULTILINE)) >= 2
-    if command not in ("demo", "examples"):
+    if command not in ("demo", "estimate", "examples"):
         assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in PROBLEMS)
 
 

@@ -159,6 +159,7 @@ ORDER = {
         "weights",
         "chain",
         "checkpointed",
+        "estimate",
         "check",
         "newton",
         "steady",

@@ -131,7 +131,9 @@ def vision_transformer() -> Case:
     model = VisionTransformer(
         image_size=64, patch_size=8, num_layers=8, num_heads=6, hidden_dim=192, mlp_dim=768, dropout=0.1, num_classes=10
     )
-    parts = [Patches(model), *model.encoder.layers, model.encoder.ln, Token(), model.heads]
+    for layer in model.heads:
+        nn.init.normal_(layer.weight, std=0.1)  # the package starts from zeros, and all gradients were zero
+    parts = [Patches(model), *model.encoder.layers, model.encoder.ln, Token(), *model.heads]
     return Case(model, parts, torch.randn(16, 3, 64, 64))
 
 
