@@ -1103,3 +1103,26 @@ def test_modules_with_fast_paths_keep_their_bits(name: str, method: str) -> None
     assert_close(first, expected)
     for slots in (1, 3, None):
         assert_same_bits(gradients(case_of(make, y0), slots=slots, **how), first)
+
+
+@pytest.mark.parametrize("slots", ["all", 1, None])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.adaptive])
+def test_f_may_differentiate_an_energy_of_what_it_is_given(method: str, batched: bool, slots: int | str | None) -> None:
+    """The error of a recorded step is estimated off the graph; what f sees there must not be on it."""
+
+    def slope(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = y[1].real
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            (force,) = torch.autograd.grad(torch.log1p((p * x**2).sum(-1)).sum(), x, create_graph=True)
+        return force, y[1] * torch.cos(y[0])
+
+    p = theta()
+    y0 = (numbers(2, 3, seed=2), numbers(2, 3, seed=3, dtype=torch.complex128))
+    how: dict[str, Any] = {"method": method, "rtol": 1e-2, "atol": 1e-3, "batched": batched}
+    found, expected = (
+        torch.autograd.grad(loss_of(solve(slope, y0, TIMES, **how, **more).ys), p)
+        for more in ({"slots": slots}, {"gradient": "backprop"})
+    )
+    assert_close(found, expected)

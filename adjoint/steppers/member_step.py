@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adjoint.autograd import Step
 from adjoint.member_times import Pairs
-from adjoint.steppers.stages import Terms
+from adjoint.steppers.stages import Terms, plain
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State
 
@@ -168,15 +168,19 @@ class MemberStep:
         return Step(state, outputs, self.leaves)
 
     def _stage(self, i: int) -> State:
+        return self.slope(self.times[i], self._point(i))
+
+    def _point(self, i: int) -> State:
         row = self.coefficients.rows[i]
-        return self.slope(self.times[i], self._base_state if row is None else self._moved(row))
+        return self._base_state if row is None else self._moved(row)
 
     def _complete(self, stages: int) -> None:
         """Stages beyond those that the new state needs; the last one is f there, if the method is so made."""
         tableau = self.coefficients.tableau
         for i in range(len(self.slopes), stages):
             same = tableau.first_same_as_last and i == tableau.stages - 1
-            self.slopes.append(self.slope(self.times[i], self.new) if same else self._stage(i))
+            there = self.new if same else self._point(i)
+            self.slopes.append(self.slope(self.times[i], plain(there)))
 
     def _interpolate(self, inside: Pairs, asked: Tensor) -> State:
         """y + h sum_i b_i(theta) k_i at every pair of an asked time and a member."""

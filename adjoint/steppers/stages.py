@@ -30,6 +30,13 @@ class Terms:
         return total
 
 
+def plain(state: State) -> State:
+    """The state as f is to see it: where nothing is recorded, off torch's graph."""
+    if torch.is_grad_enabled():
+        return state
+    return tuple([x.detach() if x.requires_grad else x for x in state])
+
+
 class Stages:
     """Step k from ``start`` to ``stop``; without ``outputs`` it looks at the asked times no more.
 
@@ -184,9 +191,9 @@ class Stages:
         tableau = self.program.tableau
         for i in range(len(self.slopes), stages):
             if tableau.first_same_as_last and i == tableau.stages - 1:
-                self.slopes.append(self.program.slope(self.function, self.times[i], self.new))
+                self.slopes.append(self.program.slope(self.function, self.times[i], plain(self.new)))
             else:
-                self._stage(i)
+                self.slopes.append(self.program.slope(self.function, self.times[i], plain(self.point(i))))
 
     def _complete_dense(self) -> None:
         tableau = self.program.tableau
