@@ -123,7 +123,8 @@ WHOLE: list[Callable[[Tensor], Tensor]] = [
     lambda x: torch.func.vmap(torch.sin)(x),
     lambda x: x.var(unbiased=False) + x,
     lambda x: (x > 0).sum() * x,
-    lambda x: x.prod() * torch.ones_like(x).detach() if False else x * x[0],
+    lambda x: x * x[0],
+    lambda x: nn.functional.layer_norm(x, x.shape),
 ]
 
 

@@ -230,7 +230,8 @@ def _reduced(combine: Callable[..., Node]) -> Formula:
         given = dict(zip(names, args, strict=False)) | kwargs
         if not isinstance(result, Tensor):
             raise Refused(f"the operation {function}")
-        rows, _ = _rows(cells.read(given["self"], cells.kind(result)), given.get("dim"))
+        x, dims = given.get("self", given.get("inp")), given.get("dim", given.get("dims"))  # torch's primitives say inp
+        rows, _ = _rows(cells.read(x, cells.kind(result)), dims)
         if rows.shape[-1] == 0:
             raise Refused("a sum of nothing")
         found = np.empty(rows.shape[:-1], dtype=object)
