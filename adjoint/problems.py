@@ -242,6 +242,52 @@ def _gray_scott(size: int) -> Case:
     return Case(f, y0, _grid(40.0, 2), parameters, lambda ys: ys[-1, 1].square().mean())
 
 
+def _pleiades(_: int) -> Case:
+    """Seven bodies in a plane, of masses 1 to 7, that pass close by each other; the state is (positions, velocities).
+
+    Source: Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.10, equations (10.3) and (10.4).
+    """
+
+    def f(t: Tensor, y: Tensor, masses: Tensor) -> Tensor:
+        places, speeds = y
+        between = places[:, :, None] - places[:, None, :]
+        cubes = (between.square().sum(0) + torch.eye(7, dtype=y.dtype, device=y.device)) ** 1.5
+        return torch.stack((speeds, -(masses * between / cubes).sum(-1)))
+
+    places = [[3.0, 3, -1, -3, 2, -2, 2], [3.0, -3, 2, 0, 0, -4, 4]]
+    speeds = [[0.0, 0, 0, 0, 0, 1.75, -1.5], [0.0, 0, 0, -1.25, 1, 0, 0]]
+    masses = torch.arange(1.0, 8.0, dtype=torch.float64)
+    y0 = torch.tensor([places, speeds], dtype=torch.float64)
+    return Case(f, y0, _grid(3.0, 4), {"masses": masses}, lambda ys: ys[-1, 0].square().mean())
+
+
+def _cnot(pieces: int) -> Case:
+    """Two coupled spins under four controls that are constant in pieces: 1 - fidelity with a CNOT gate.
+
+    i U' = (Z1 Z2 + u_1 X1 + u_2 Y1 + u_3 X2 + u_4 Y2) U; the state holds the real and the imaginary part of U.
+    Source: Khaneja et al. (2005), J. Magn. Reson. 172, 296-305 (GRAPE).
+    """
+    end = 2.2
+    one, x = torch.eye(2, dtype=torch.complex128), torch.tensor([[0, 1], [1, 0]], dtype=torch.complex128)
+    y = torch.tensor([[0, -1j], [1j, 0]], dtype=torch.complex128)
+    z = torch.tensor([[1, 0], [0, -1]], dtype=torch.complex128)
+    terms = [torch.kron(z, z), torch.kron(x, one), torch.kron(y, one), torch.kron(one, x), torch.kron(one, y)]
+    parts = torch.stack([torch.stack((h.real, h.imag)) for h in terms])
+
+    def f(t: Tensor, u: Tensor, pulse: Tensor) -> Tensor:
+        piece = (t.detach() / end * pieces).floor().clamp(0, pieces - 1).long()
+        known = parts.to(u)
+        real, imaginary = known[0] + (pulse[piece][:, None, None, None] * known[1:]).sum(0)
+        return torch.stack((imaginary @ u[0] + real @ u[1], imaginary @ u[1] - real @ u[0]))
+
+    def loss(us: Tensor) -> Tensor:
+        last = us[-1][:, [0, 1, 3, 2]].diagonal(dim1=-2, dim2=-1).sum(-1)
+        return 1 - last.square().sum() / 16
+
+    y0 = torch.stack((torch.eye(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)))
+    return Case(f, y0, _grid(end, pieces + 1), {"pulse": 0.5 * _random(pieces, 4, seed=1)}, loss)
+
+
 PROBLEMS: dict[str, NamedProblem] = {
     problem.name: problem
     for problem in (
@@ -265,6 +311,16 @@ PROBLEMS: dict[str, NamedProblem] = {
         ),
         NamedProblem("lorenz", "three variables, chaotic", _lorenz),
         NamedProblem("van_der_pol", "an oscillator with a strongly attracting cycle", _van_der_pol),
+        NamedProblem("pleiades", "seven bodies that pass close by each other", _pleiades),
+        NamedProblem(
+            "cnot",
+            "two spins turned by a pulse in pieces: how far from a CNOT gate",
+            _cnot,
+            size=12,
+            size_is="pieces of the pulse",
+            method="rk4",
+            dt=0.02,
+        ),
         NamedProblem("pendulum", "a damped pendulum", _pendulum),
         NamedProblem("neural_ode", "a small network that moves 64 points", _neural_ode, size=8, size_is="dimensions"),
         NamedProblem(
