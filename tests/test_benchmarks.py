@@ -56,6 +56,16 @@ def test_a_peer_that_needs_too_much_memory_is_a_row_that_says_so(monkeypatch: py
     assert found.why_not is not None and found.why_not.startswith("needs more than")
 
 
+def test_a_process_that_was_stopped_between_two_gradients_says_so() -> None:
+    problem, core = problems()["Lotka-Volterra"], max(os.sched_getaffinity(0))
+    with measure.Child("time", problem, CONTENDERS[0], core=core) as child:
+        assert "first" in child.answer()
+        child._process.kill()
+        child._process.wait()
+        child.ask()
+        assert child.answer() == {"error": "the process ended"}
+
+
 def test_a_table_without_the_loop_has_no_ratios_and_the_picture_is_drawn() -> None:
     problem = problems()["Lotka-Volterra"]
     rows = [Measured(CONTENDERS[0], why_not="takes longer than 300 s")]

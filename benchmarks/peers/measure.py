@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,9 @@ class Child:
 
     def ask(self) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write("again\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has been stopped: the answer will say so
+            self._process.stdin.write("again\n")
+            self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
         """The next line; {"error": why} if there is none."""
@@ -126,7 +128,11 @@ class Child:
         return json.loads(line) if line else {"error": self._stopped or "the process ended"}
 
     def _watch(self, answered: threading.Event) -> None:
-        begin, process = time.monotonic(), psutil.Process(self._process.pid)
+        begin = time.monotonic()
+        try:
+            process = psutil.Process(self._process.pid)
+        except psutil.NoSuchProcess:
+            return None
         while not answered.wait(0.1):
             if process.memory_info().rss > ROOM:
                 self._stopped = f"needs more than {ROOM // 2**30} GiB"
@@ -161,7 +167,11 @@ def measured(problem: Problem, repeats: int, contenders: Sequence[Contender] = C
         for contender, child in children.items():
             if "error" not in firsts[contender]:
                 child.ask()
-                times[contender].append(child.answer()["seconds"])
+                found = child.answer()
+                if "error" in found:
+                    firsts[contender] = found
+                else:
+                    times[contender].append(found["seconds"])
     for child in children.values():
         child.stop()
     return [_timed(m, firsts[m.contender], times[m.contender]) if m.why_not is None else m for m in heavy]
