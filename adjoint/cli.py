@@ -218,6 +218,7 @@ def _engines(options: argparse.Namespace) -> int:
     eager = next(race for race in found if race.engine == "eager")
     facts = {"problem": options.name, "engines": {race.engine: race.facts(eager) for race in found}}
     _tell(options, facts, tables.engines_table(found, eager))
+    return 0
 
 
 def _estimate(options: argparse.Namespace) -> int:
