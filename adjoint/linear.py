@@ -63,8 +63,12 @@ class Dense:
         size = at.shape[-1]
         if not value.requires_grad:
             return value.new_zeros((*at.shape, size))
-        rows = _rows(value, at, _units(value, size))
-        return torch.stack(rows, -2)
+        found = torch.stack(_rows(value, at, _units(value, size)), -2)
+        if self.members:
+            seed = trial_cotangent(value)
+            made, most = ((x.mT @ w[..., None])[..., 0] for x, w in ((found, seed), (found.abs(), seed.abs())))
+            check_product(value, at, seed, made, most, "members=True, and f mixes members: it must treat them apart")
+        return found
 
     def factored(self, jacobians: Sequence[Tensor], weights: Weights, mass: Tensor | None) -> DenseFactors:
         first, stages = jacobians[0], len(weights)
@@ -98,6 +102,25 @@ class DenseFactors:
         columns = torch.cat(b.unbind(0), -1)[..., None] if self.stages > 1 else b[0][..., None]
         found = torch.linalg.lu_solve(self.lu, self.pivots, columns, adjoint=transposed)[..., 0]
         return torch.stack(found.chunk(self.stages, -1)) if self.stages > 1 else found[None]
+
+
+def trial_cotangent(value: Tensor) -> Tensor:
+    """Numbers between 1 and 2 in no order, always the same."""
+    steps = torch.arange(value.numel(), dtype=torch.float64, device=value.device)
+    return (1 + (steps * 0.6180339887498949).frac()).to(value.dtype).reshape(value.shape)
+
+
+def check_product(value: Tensor, at: Tensor, seed: Tensor, made: Tensor, most: Tensor, what: str) -> None:
+    """Raise ValueError unless a Jacobian has the product that the graph has: else gradients would be silently wrong."""
+    (true,) = torch.autograd.grad(value, at, seed, retain_graph=True, allow_unused=True)
+    true = torch.zeros_like(made) if true is None else true.detach()
+    allowed = 1e3 * torch.finfo(made.dtype).eps * most.max()
+    if (
+        bool(torch.isfinite(made).all())
+        and bool(torch.isfinite(true).all())
+        and bool(((true - made).abs() > allowed).any())
+    ):
+        raise ValueError(what)
 
 
 def _lu(matrix: Tensor) -> tuple[Tensor, Tensor]:

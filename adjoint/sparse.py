@@ -13,7 +13,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, gmres, splu
 from torch import Tensor
 
-from adjoint.linear import Weights
+from adjoint.linear import Weights, check_product, trial_cotangent
 
 Preconditioner = Callable[[Tensor, float, bool], Tensor]
 
@@ -75,7 +75,14 @@ class Sparse:
             if row is not None:
                 found[colour] = row.detach().numpy()
         rows = np.repeat(np.arange(len(at)), np.diff(pattern.indptr))
-        return sp.csr_matrix((found[colours[rows], pattern.indices], pattern.indices, pattern.indptr), pattern.shape)
+        made = sp.csr_matrix((found[colours[rows], pattern.indices], pattern.indices, pattern.indptr), pattern.shape)
+        if value.requires_grad:
+            seed = trial_cotangent(value)
+            product, most = (torch.from_numpy(m.T @ seed.numpy()) for m in (made, abs(made)))
+            check_product(
+                value, at, seed, product, most, "df/dy differs from zero outside of pattern; give a wider one"
+            )
+        return made
 
     def factored(self, jacobians: Sequence[Any], weights: Weights, mass: Tensor | None) -> SparseFactors:
         size, stages = jacobians[0].shape[0], len(weights)

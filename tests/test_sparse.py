@@ -102,6 +102,14 @@ def test_a_transposed_system_that_is_not_solved_raises() -> None:
         gradient(strict, "rodas4", max_steps=20)
 
 
+def test_a_jacobian_that_is_not_that_of_f_is_refused() -> None:
+    with pytest.raises(ValueError, match="outside of pattern"):
+        gradient(Sparse(np.eye(N)), "kvaerno3")
+    mixing = lambda t, y: -y * y.sum()  # noqa: E731
+    with pytest.raises(ValueError, match="f mixes members"):
+        solve(mixing, torch.ones(3, 2, dtype=D), [0.0, 1.0], method=Implicit("rodas4", linear=Dense(members=True)))
+
+
 def test_wrong_calls_are_told() -> None:
     with pytest.raises(ValueError, match="pattern has shape"):
         Sparse(np.ones((2, 3)))
