@@ -58,16 +58,17 @@ def _sharded(model: nn.Sequential, x: Tensor, memory: dict[str, int]) -> Tensor:
         model.forward = forward  # type: ignore[method-assign]
 
 
-def main(rank: int, folder: str, kind: str) -> None:
+def main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, store=dist.FileStore(str(Path(folder) / "store"), 2))
-    plain = trained(kind, None)
-    for memory in ({"slots": 1}, {"slots": 2}, {"every": 2}):
-        found = trained(kind, memory)
-        assert all(torch.equal(x, y) for x, y in zip(found, plain, strict=True)), f"{kind}, {memory}"
+    for kind in ("ddp", "fsdp"):
+        plain = trained(kind, None)
+        for memory in ({"slots": 1}, {"slots": 2}, {"every": 2}):
+            found = trained(kind, memory)
+            assert all(torch.equal(x, y) for x, y in zip(found, plain, strict=True)), f"{kind}, {memory}"
     dist.destroy_process_group()
     print("equal")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), sys.argv[2])

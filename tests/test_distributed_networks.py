@@ -14,15 +14,14 @@ SCRIPT = Path(__file__).parent / "distributed_networks.py"
 
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_as_plain_torch_does(kind: str, tmp_path: Path) -> None:
+def test_two_processes_train_as_plain_torch_does(tmp_path: Path) -> None:
     """Data-parallel, and with sharded parameters and optimizer; hooks fire once for each backward pass."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SCRIPT.parents[1]), *sys.path])),
         "OMP_NUM_THREADS": "1",
     }
-    calls = [[sys.executable, str(SCRIPT), str(rank), str(tmp_path), kind] for rank in range(2)]
+    calls = [[sys.executable, str(SCRIPT), str(rank), str(tmp_path)] for rank in range(2)]
     running = [
         subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         for call in calls
