@@ -356,7 +356,7 @@ KENCARP4 = _kencarp(
     "4586570599/29645900160 0 178811875/945068544 814220225/1159782912 -3700637/11593932 61727/225920",
 )
 
-# The paper prints a_76 = -4269925059573/7827059040719, which misses the row sum and the second order by 2e-12.
+# a_76 is usually given as -4269925059573/7827059040719, which misses the row sum by 2e-12; here the row sums decide.
 KENCARP5 = _kencarp(
     5,
     (
