@@ -107,7 +107,7 @@ def _tell(options: argparse.Namespace, facts: dict[str, Any], *words: Renderable
         console.print(f"[bold]{options.name}[/]: {problem_named(options.name).description}")
     for part in words:
         console.print(part, soft_wrap=isinstance(part, Text))
-    if options.out is not None:
+    if getattr(options, "out", None) is not None:  # not every command draws
         console.print(Text(f"wrote {options.out}"), soft_wrap=True)
 
 
