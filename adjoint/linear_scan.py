@@ -189,6 +189,8 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         a, start, h = ctx.saved_tensors
+        if torch._C._functorch.is_legacy_batchedtensor(g):
+            return *_transpose_of_many(a, start, h, g), None
         of_a, lam, of_start = _Transpose.apply(a, start, h, g, ctx.chunk, ctx.needs_input_grad[0])
         return of_a, lam, of_start, None
 
@@ -222,29 +224,26 @@ class _Transpose(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.chunk, _ = inputs
+        a, start, h, _, ctx.chunk, _ = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(a, start, h, output[1])
 
     @staticmethod
-    def backward(ctx: Any, *directions: Tensor | None) -> Any:
-        with torch.enable_grad():
-            a, start, h, g = (x.view_as(x) for x in ctx.saved_tensors)  # h is made of a and start: its past stays out
-            made = _transpose_of_operations(a, start, h, g, ctx.chunk)
-        wanted = [x for x, needed in zip((a, start, h, g), ctx.needs_input_grad, strict=False) if needed]
-        live = [(x, v) for x, v in zip(made, directions, strict=True) if v is not None and x.requires_grad]
-        found = iter(
-            torch.autograd.grad(
-                [x for x, _ in live],
-                wanted,
-                [v for _, v in live],
-                create_graph=torch.is_grad_enabled(),
-                allow_unused=True,
-            )
-            if live
-            else [None] * len(wanted)
-        )
-        return *(next(found) if needed else None for needed in ctx.needs_input_grad[:4]), None, None
+    def backward(ctx: Any, of_a: Tensor | None, of_lam: Tensor | None, of_start: Tensor | None) -> Any:
+        """By operations that have derivatives themselves: nu_k = a_k nu_{k-1} + (direction of lam_k + of a_k  h_{k-1})."""
+        a, start, h, lam = ctx.saved_tensors
+        dense = is_dense(a, h)
+        with torch.autocast(h.device.type, enabled=False):
+            direction = torch.zeros_like(h) if of_lam is None else of_lam
+            to_start = to_h = None
+            if of_a is not None:
+                direction = direction + applied(of_a, torch.cat((start[None], h[:-1])))
+                before = applied(transposed(of_a, dense), lam)
+                to_start, to_h = before[0], torch.cat((before[1:], torch.zeros_like(before[:1])))
+            first = torch.zeros_like(start) if of_start is None else of_start
+            nu = _Scan.apply(a, direction, first, ctx.chunk)
+            to_a = outer(lam, torch.cat((first[None], nu[:-1])), a) if ctx.needs_input_grad[0] else None
+        return to_a, to_start, to_h, nu, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, a: Tensor, start: Tensor, h: Tensor, g: Tensor, chunk: int, wanted: bool) -> Any:
@@ -252,21 +251,20 @@ class _Transpose(torch.autograd.Function):
         return _Transpose.apply(a, start, h, g, chunk, wanted), (1 if wanted else None, 1, 0)
 
 
+def _transpose_of_many(a: Tensor, start: Tensor, h: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for is_grads_batched=True of torch.autograd.grad, which no operation survives that writes into another."""
+    dense = is_dense(a, h)
+    with torch.autocast(h.device.type, enabled=False):
+        each = [transposed(a_k, dense) for a_k in a.expand(len(h), *a.shape[1:]).unbind(0)]
+        lam = [g[-1]]
+        for a_k, g_k in zip(each[:0:-1], g[:-1].flip(0).unbind(0), strict=True):
+            lam.append(g_k + applied(a_k, lam[-1]))
+        every = torch.stack(lam[::-1])
+        return outer(every, torch.cat((start[None], h[:-1])), a), every, applied(each[0], lam[-1])
+
+
 def _with_members(info: Any, x: Tensor, dim: int | None, to: int) -> Tensor:
     """The members of a vmap as one more dimension, behind that of time; each with a cotangent of its own."""
     if dim is not None:
         return x.movedim(dim, to)
     return x.unsqueeze(to).expand(*x.shape[:to], info.batch_size, *x.shape[to:])
-
-
-def _transpose_of_operations(a: Tensor, start: Tensor, h: Tensor, g: Tensor, chunk: int) -> tuple[Tensor, ...]:
-    """The same cotangents as a graph: lam is a recurrence in flipped rows."""
-    dense = is_dense(a, g)
-    last = g[-1:]
-    if len(g) == 1:
-        lam = g
-    else:
-        later = transposed(a if len(a) == 1 else a[1:], dense).flip(0)
-        lam = torch.cat((_Scan.apply(later, g[:-1].flip(0), last[0], chunk).flip(0), last))
-    before = torch.cat((start[None], h[:-1]))
-    return outer(lam, before, a), lam, applied(transposed(a[0], dense), lam[0])

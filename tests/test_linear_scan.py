@@ -96,6 +96,31 @@ def test_torch_func_goes_through(kind: str) -> None:
     assert_close([values], [torch.stack([loop(a, b, s) for s in many])])
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "one for all", "blocks"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_second_derivatives_by_torch_func_are_those_of_the_loop(kind: str, chunk: int) -> None:
+    """A backward that calls torch.autograd.grad leaves them out without a word."""
+    given = tuple(x.detach() for x in parts(kind, 6))
+
+    def hessian(run: Any) -> list[Tensor]:
+        func = torch.func
+        inner = func.grad(lambda *x: (run(*x) ** 3).sum(), argnums=(0, 1, 2))
+        return [block for row in func.jacrev(inner, argnums=(0, 1, 2))(*given) for block in row]
+
+    assert_close(hessian(lambda *x: linear_scan(*x, chunk=chunk)), hessian(loop))
+
+
+@every_kind
+def test_a_batch_of_cotangents_gives_a_jacobian(kind: str) -> None:
+    wanted = parts(kind, 5)
+    units = torch.eye(5 * BATCH * STATES, dtype=torch.float64).reshape(-1, 5, BATCH, STATES)
+
+    def jacobian(h: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(h, wanted, units, is_grads_batched=True))
+
+    assert_close(jacobian(linear_scan(*wanted, chunk=4)), jacobian(loop(*wanted)))
+
+
 def test_only_a_and_the_states_are_kept() -> None:
     a, b, start = parts("diagonal", 64)
     kept: list[Tensor] = []
