@@ -88,7 +88,7 @@ class ScanProgram:
             if recording:
                 leaves = tuple(x[i].requires_grad_() for i in self._wanted)
         own = len(state) - len(layout.generators)
-        with _Drawing(layout.generators, state[own:]) as drawing:
+        with Drawing(layout.generators, state[own:]) as drawing:
             run = self._row if layout.chunk is None else self._whole if layout.parallel else self._rows
             carry, found = run(function, k, state[:own], x)
         return Step((*carry, *drawing.left), () if found is None else ((k, found),), leaves)
@@ -214,7 +214,7 @@ class ScanProgram:
         return [None if v is None else v[:, where] for v in self._directions]
 
 
-class _Drawing:
+class Drawing:
     """Puts generators into the states of the carry, and takes out what is ``left`` of them; the ambient ones stay."""
 
     def __init__(self, generators: Sequence[torch.Generator], states: State) -> None:
@@ -222,7 +222,7 @@ class _Drawing:
         self._ambient: list[Tensor] = []
         self.left: State = ()
 
-    def __enter__(self) -> _Drawing:
+    def __enter__(self) -> Drawing:
         if self._generators:
             self._ambient = [g.get_state() for g in self._generators]
             for generator, state in zip(self._generators, self._states, strict=True):
@@ -242,7 +242,11 @@ def _chosen(there: Tensor, these: Sequence[Tensor], those: Sequence[Tensor]) -> 
 
 
 def _first_there(x: Tensor, mask: Tensor) -> Tensor:
-    """The first input that each member has: steps that it does not take are tried on it, not on what fills a gap."""
-    first = (mask.cumsum(0) == 0).sum(0).clamp(max=len(x) - 1)
-    found = x[first, torch.arange(x.shape[1], device=x.device)]
-    return _chosen(mask.any(0), (found,), (torch.zeros_like(found),))[0]
+    """The first input that each member has: steps that it does not take are tried on it, not on what fills a gap. Who
+    has none borrows from one who has: a step need not be finite at zero."""
+    if x.shape[1] == 0:
+        return x[0]
+    first, has = (mask.cumsum(0) == 0).sum(0).clamp(max=len(x) - 1), mask.any(0)
+    member = torch.where(has, torch.arange(x.shape[1], device=x.device), has.to(torch.uint8).argmax())
+    found = x[first[member], member]
+    return _chosen(has[member], (found,), (torch.zeros_like(found),))[0]

@@ -87,7 +87,7 @@ def scan(
     if parallel:
         _check_parallel(whole, window, lengths is not None or mask is not None)
     there = _mask(lengths, mask, series, state, length, batch_first)
-    generators = _generators(step, args, (*state, *series)) if random else ()
+    generators = generators_of(step, args, (*state, *series)) if random else ()
     layout = Layout(length, whole, parallel, batch_first, window, there, generators)
     check_memory(slots, budget, tiers, schedule)
     memory: dict[str, Any] = {
@@ -187,7 +187,7 @@ def _mask(lengths: Any, mask: Tensor | None, series: State, state: State, length
     return torch.arange(length, device=device)[:, None] < own
 
 
-def _generators(step: Any, args: Any, tensors: State) -> tuple[torch.Generator, ...]:
+def generators_of(step: Any, args: Any, tensors: State) -> tuple[torch.Generator, ...]:
     """Torch's own for the devices in use, and those that step holds."""
     found = [torch.default_generator]
     for device in sorted({x.device.index or 0 for x in tensors if x.is_cuda}):

@@ -112,6 +112,23 @@ def test_each_member_has_a_length_of_its_own_and_what_fills_the_rest_is_not_look
         assert_same_bits(other, found[0])
 
 
+@pytest.mark.parametrize("chunk", [None, 4])
+def test_a_member_without_rows_is_not_tried_on_zeros(chunk: int | None) -> None:
+    """log(0) would be left out of the outputs, and its derivative would come back as NaN."""
+    w = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(6, 3, 2, dtype=torch.float64) + 0.1
+    start = torch.ones(3, 2, dtype=torch.float64)
+
+    def step(c: Tensor, x: Tensor) -> tuple[Tensor, None]:
+        return c * w + (x * w).log(), None
+
+    last, _ = scan(step, start, x, lengths=[6, 0, 3], chunk=chunk, slots=2)
+    first, _ = scan(step, start[:1], x[:, :1])
+    third, _ = scan(step, start[2:], x[:3, 2:])
+    expected = torch.cat((first, start[1:2], third))
+    assert_close([last, *torch.autograd.grad(last.sum(), w)], [expected, *torch.autograd.grad(expected.sum(), w)])
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_mask_may_have_holes(batch_first: bool) -> None:
     wanted = parts()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,26 @@ def test_the_gradient_of_a_stack_does_not_depend_on_its_tiles() -> None:
         assert_close(found[0], whole)
         for other in found[1:]:
             assert_same_bits(other, found[0])
+
+
+@pytest.mark.parametrize("how", [{"slots": 2, "random": True}, {"gradient": "backprop"}])
+def test_what_tiles_draw_is_drawn_again(how: dict[str, Any]) -> None:
+    """From torch's generator and from one of the caller's: a group that is run once more is the same group."""
+    own = torch.Generator()
+
+    def activation(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(x, 0.3) * torch.rand(x.shape, generator=own, dtype=x.dtype)
+
+    model, u = stack()
+    model.activation = activation
+    found = []
+    for layers in (DEPTH, 3, 1):
+        torch.manual_seed(3), own.manual_seed(4)
+        y, _ = model(u, chunk=40, layers=layers, **how)
+        drawn = torch.rand(3, dtype=torch.float64), torch.rand(3, generator=own, dtype=torch.float64)
+        found.append([y.detach(), *drawn, *torch.autograd.grad(loss_of([y]), [u, *model.parameters()])])
+    for other in found[1:]:
+        assert_same_bits(other, found[0])
 
 
 class Deep(state_space.Model):

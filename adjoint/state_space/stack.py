@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from adjoint.scan import scan
+from adjoint.gradients import is_backprop
+from adjoint.recurrence import Drawing
+from adjoint.scan import generators_of, scan
 from adjoint.state_space.model import CHUNK, Model, check_sequence, over_rows, rows_there
 
 States = tuple[Tensor, ...]
@@ -65,11 +68,20 @@ class Stack(nn.Module):
         states = self.start(len(u)) if states is None else states
         u = u.transpose(0, 1)
         inputs = (u,) if lengths is None else (u, rows_there(lengths, u))
-        rows = over_rows(partial(self._rows, layers))
+        draws = memory.get("random") or is_backprop(memory.get("gradient", "discrete"))
+        generators = generators_of(self, (), (u,)) if draws else ()
+        rows = over_rows(partial(self._rows, layers, generators=generators))
         last, y = scan(rows, states, inputs, chunk=chunk, parallel=True, **memory)
         return y.transpose(0, 1), last
 
-    def _rows(self, layers: int, states: States, x: Tensor, there: Tensor | None = None) -> tuple[States, Tensor]:
+    def _rows(
+        self,
+        layers: int,
+        states: States,
+        x: Tensor,
+        there: Tensor | None = None,
+        generators: tuple[torch.Generator, ...] = (),
+    ) -> tuple[States, Tensor]:
         """A chunk through all models, group by group; what the last group is made of is used at once."""
         new: list[Tensor] = []
         x = x if there is None else torch.where(there.unsqueeze(-1), x, 0)
@@ -78,7 +90,13 @@ class Stack(nn.Module):
             group = partial(self._group, bottom, top)
             if top < len(self.models) and torch.is_grad_enabled():
                 *found, x = checkpoint(
-                    group, states[bottom:top], x, there, use_reentrant=False, preserve_rng_state=False
+                    group,
+                    states[bottom:top],
+                    x,
+                    there,
+                    use_reentrant=False,
+                    preserve_rng_state=False,  # it would miss a torch.Generator of the caller's
+                    context_fn=partial(_once_and_again, generators),
                 )
             else:
                 *found, x = group(states[bottom:top], x, there)
@@ -93,3 +111,8 @@ class Stack(nn.Module):
             new.append(after)
             x = x + self.activation(y)
         return *new, x
+
+
+def _once_and_again(generators: tuple[torch.Generator, ...]) -> tuple[AbstractContextManager[Any], Drawing]:
+    """What a group is run in, and run in once more: the same draws."""
+    return nullcontext(), Drawing(generators, tuple(g.get_state() for g in generators))
