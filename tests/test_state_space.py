@@ -369,6 +369,16 @@ def test_a_batch_of_series_is_filtered_at_once_and_the_mean_is_the_best_guess() 
             r"observation has the shape \(3, 3\); with 3 states and 2 outputs give \(2, 3\)",
         ),
         (lambda: state_space.kalman_filter(torch.zeros(4), **gaussian()), ValueError, r"y has the shape \(4,\)"),
+        (
+            lambda: state_space.kalman_filter(torch.zeros(4, 2), **(gaussian() | {"mean": torch.zeros(4, 3)})),
+            ValueError,
+            r"mean has the shape \(4, 3\); give \(states,\) or \(batch, states\), with a batch of 1",
+        ),
+        (
+            lambda: state_space.kalman_filter(torch.zeros(4, 2), **gaussian()),
+            TypeError,
+            r"mean is of torch.float64 and y of torch.float32",
+        ),
     ],
 )
 def test_a_wrong_call_gets_a_sentence(call: Callable[[], Any], error: type[Exception], match: str) -> None:

@@ -57,7 +57,7 @@ def kalman_filter(
     seen = ~rows.isnan()
     first = (
         mean.expand(batch, states),
-        covariance.expand(batch, states, states),
+        _symmetric(covariance).expand(batch, states, states),
         rows.new_zeros(batch),
     )
 
@@ -95,6 +95,10 @@ def _symmetric(p: Tensor) -> Tensor:
 def _check(y: Tensor, f: Tensor, h: Tensor, q: Tensor, r: Tensor, m: Tensor, p: Tensor) -> None:
     if y.ndim != 3:
         raise ValueError(f"y has the shape {tuple(y.shape)}; give (length, outputs) or (batch, length, outputs)")
+    if m.ndim not in (1, 2) or (m.ndim == 2 and len(m) not in (1, len(y))):
+        raise ValueError(
+            f"mean has the shape {tuple(m.shape)}; give (states,) or (batch, states), with a batch of {len(y)}"
+        )
     n, d = m.shape[-1], y.shape[-1]
     shapes = {
         "transition": (f, (n, n)),
@@ -106,3 +110,6 @@ def _check(y: Tensor, f: Tensor, h: Tensor, q: Tensor, r: Tensor, m: Tensor, p: 
     for name, (x, shape) in shapes.items():
         if x.shape[-2:] != shape or x.ndim > 3 or (x.ndim == 3 and len(x) not in (1, len(y))):
             raise ValueError(f"{name} has the shape {tuple(x.shape)}; with {n} states and {d} outputs give {shape}")
+    for name, x in {"mean": m, **{name: x for name, (x, _) in shapes.items()}}.items():
+        if x.dtype != y.dtype:
+            raise TypeError(f"{name} is of {x.dtype} and y of {y.dtype}; give all of one dtype")
