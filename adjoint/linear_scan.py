@@ -30,7 +30,8 @@ def linear_scan(
 ) -> Tensor:
     """All states h_0 .. h_{L-1} of h_k = a_k h_{k-1} + b_k, of the shape of ``b``; h_{-1} is ``start``, or zero.
 
-    Gradients of any order reach a, b and start; real or complex numbers.
+    Gradients of any order reach a, b and start; real or complex numbers. Not in forward mode: a Hessian by torch.func is
+    jacrev(grad(f)).
 
     Args:
         b: (time, ..., states).
