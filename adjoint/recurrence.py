@@ -48,14 +48,19 @@ class ScanProgram:
     initial: int | None = None
     rejected = 0
 
-    def __init__(self, carry: Structure, inputs: Structure, series: State, layout: Layout) -> None:
+    def __init__(self, carry: Structure, inputs: Structure, first: State, series: State, layout: Layout) -> None:
         self._carry, self._inputs, self._layout = carry, inputs, layout
         self.outputs = layout.steps
         self.evaluations = 0
         self._output: list[Structure] = []  # found by the first step, and shared with copies of the program
         self._series = series
         self.series = tuple(x.detach() for x in series)
-        self._fill = None if layout.mask is None else [_first_there(x, layout.mask) for x in self.series]
+        self._fill: State = ()
+        self._rest: State = ()
+        if layout.mask is not None:
+            members = _stand_ins(layout.mask)
+            self._fill = tuple(_first_there(x, layout.mask, members) for x in self.series)
+            self._rest = tuple(c.detach()[members] for c in first)
         self._wanted = [i for i, x in enumerate(series) if x.requires_grad]
         self.inputs = tuple(series[i] for i in self._wanted)
         self._slices: list[Sequence[Tensor]] | None = None
@@ -100,9 +105,9 @@ class ScanProgram:
             carry = tuple(c.detach() for c in carry)
         if layout.mask is None:
             return self._called(function, k, carry, x)
-        assert self._fill is not None
         there = layout.mask[k]
-        new, output = self._called(function, k, carry, _chosen(there, x, self._fill))
+        tried = _chosen(there, carry, self._rest)
+        new, output = self._called(function, k, tried, _chosen(there, x, self._fill))
         nothing = [torch.zeros_like(y) for y in output or ()]
         return _chosen(there, new, carry), None if output is None else _chosen(there, output, nothing)
 
@@ -241,12 +246,15 @@ def _chosen(there: Tensor, these: Sequence[Tensor], those: Sequence[Tensor]) -> 
     return tuple(torch.where(there.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs)
 
 
-def _first_there(x: Tensor, mask: Tensor) -> Tensor:
-    """The first input that each member has: steps that it does not take are tried on it, not on what fills a gap. Who
-    has none borrows from one who has: a step need not be finite at zero."""
-    if x.shape[1] == 0:
-        return x[0]
-    first, has = (mask.cumsum(0) == 0).sum(0).clamp(max=len(x) - 1), mask.any(0)
-    member = torch.where(has, torch.arange(x.shape[1], device=x.device), has.to(torch.uint8).argmax())
-    found = x[first[member], member]
-    return _chosen(has[member], (found,), (torch.zeros_like(found),))[0]
+def _stand_ins(mask: Tensor) -> Tensor:
+    """Of each member whose first row, and the carry before it, are tried where it has none: a pair that really occurs.
+    Its own, or those of one who has any: a step need not be finite at what fills a gap, at zero, or past the end."""
+    own, has = torch.arange(mask.shape[1], device=mask.device), mask.any(0)
+    return torch.where(has, own, has.to(torch.uint8).argmax()) if len(own) else own
+
+
+def _first_there(x: Tensor, mask: Tensor, members: Tensor) -> Tensor:
+    """The first input of each of these members; zero if nobody has one."""
+    first = (mask.cumsum(0) == 0).sum(0).clamp(max=len(x) - 1)
+    found = x[first[members], members]
+    return _chosen(mask.any(0)[members], (found,), (torch.zeros_like(found),))[0]

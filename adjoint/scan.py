@@ -98,7 +98,7 @@ def scan(
         "journal": journal,
         "check": check,
     }
-    program = ScanProgram(structure, input_structure, series, layout)
+    program = ScanProgram(structure, input_structure, state, series, layout)
     first = (*state, *(g.get_state() for g in generators))
     with progress_ticker(progress, layout.steps) as tick:
         problem = Problem(program, (step, args), first, layout.steps, **memory, wants_final=True, tick=tick)

@@ -129,6 +129,20 @@ def test_a_member_without_rows_is_not_tried_on_zeros(chunk: int | None) -> None:
     assert_close([last, *torch.autograd.grad(last.sum(), w)], [expected, *torch.autograd.grad(expected.sum(), w)])
 
 
+@pytest.mark.parametrize("how", [{}, {"chunk": 4, "slots": 1}, {"gradient": "backprop"}])
+def test_a_member_that_has_ended_is_not_tried_further(how: dict[str, Any]) -> None:
+    """A stock that is spent: log(0) of the row after the last must not come back as NaN."""
+    rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    stock = torch.tensor([6.0, 3.0, 2.0], dtype=torch.float64)
+
+    def step(left: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return left - x, (rate * left).log()
+
+    last, y = scan(step, stock, torch.ones(6, 3, dtype=torch.float64), lengths=[6, 3, 0], **how)
+    assert torch.equal(last, torch.tensor([0.0, 0.0, 2.0], dtype=torch.float64))
+    assert_close(list(torch.autograd.grad(y.sum(), rate)), [9 / rate.detach()])
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_a_mask_may_have_holes(batch_first: bool) -> None:
     wanted = parts()
