@@ -267,6 +267,15 @@ def test_time_between_rows_is_an_input_with_a_gradient(name: str) -> None:
     assert_close(found, torch.autograd.grad(loss_of([torch.stack(rows, 1), h]), [elapsed, u]))
 
 
+def test_a_cell_may_have_no_parameters() -> None:
+    class Fading(nn.Module):
+        def forward(self, u: Tensor, h: Tensor) -> Tensor:
+            return torch.tanh(u + h)
+
+    y, last = state_space.Recurrent(Fading(), 3, 3)(torch.ones(2, 5, 3))
+    assert torch.equal(y[:, -1], last)
+
+
 def gaussian() -> dict[str, Tensor]:
     """A system of 3 states and 2 outputs."""
 

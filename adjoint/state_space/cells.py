@@ -27,7 +27,7 @@ class Recurrent(nn.Module):
 
     def start(self, batch: int) -> Tensor:
         """Zero, (batch, states)."""
-        return next(self.cell.parameters()).new_zeros(batch, self.states)
+        return next(self.cell.parameters(), torch.empty(0)).new_zeros(batch, self.states)
 
     def step(self, state: Tensor, u: Tensor, elapsed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Recurrent mode: the next state, which is also the output, from a state and one input (batch, features)."""
