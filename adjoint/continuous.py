@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from adjoint.autograd import Ambient, AutogradStepper, Cotangent
 from adjoint.captured import Captured
 from adjoint.discrete import run_plainly
-from adjoint.join import join
+from adjoint.join import Reversal, join
 from adjoint.kept import heard
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
@@ -26,6 +27,7 @@ from adjoint.problem import Outcome, Problem, Stats
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, root_mean_square
 from adjoint.steppers.symplectic import Splitting
 from adjoint.tensors import State, Structure, leaves_of
+from adjoint.timeline import SolveError
 
 
 @dataclass(frozen=True)
@@ -51,47 +53,18 @@ class Backsolve:
             raise ValueError(f"norm={self.norm!r} of a backward solve is unknown; give 'seminorm', a function, or None")
 
     def __call__(self, problem: Problem) -> Outcome:
-        problem.keep_nothing("backsolve")
-        problem.check_nothing("backsolve")
-        program = problem.program
-        if not isinstance(program, ExplicitProgram):
-            raise TypeError(f"gradient='backsolve' integrates an ODE; {program.label} is not one")
-        refuse_parts(self.method, program)
-        captured = Captured(problem.function, program.label)
-        for x in (*problem.state, *program.inputs):
-            captured.watch("y0 or t", x)
-        stepper = AutogradStepper(program, captured)
-        stepper.tick = problem.tick
-        state = tuple(x.detach().contiguous() for x in problem.state)
-        everything = (*problem.state[: program.leaves], *program.inputs, *captured.tensors)
-        differentiable = stepper.tracking and any(x.requires_grad for x in everything)
-        if differentiable:
-            probe(problem, captured, state)
-        else:
-            program.begin(problem.function, problem.state)
-        final, failure = run_plainly(stepper, state, problem.steps)
-        outputs = stepper.outputs.buffers
-        if differentiable and failure is None:
-            values = tuple(x.detach() for x in outputs)
-            for x in values:
-                captured.watch("the solution", x)
-            outputs, _ = join(_Backwards(self, program, captured, values), outputs, None, everything)
-        return Outcome(outputs, final, Stats(program, stepper, stepper.frontier), None, failure)
+        def run(stepper: AutogradStepper, state: State, differentiable: bool) -> tuple[State, SolveError | None]:
+            return run_plainly(stepper, state, problem.steps)
+
+        return carried_out(problem, "backsolve", self.method, run, partial(_Backwards, self))
 
     def tolerance(self, forward: Tolerance, size: int, parameters: int) -> Tolerance:
         """Of the augmented solve: what holds for a leaf of the state holds for its cotangent, the least for parameters."""
 
-        def spread(own: Any, default: Any) -> tuple[float | Tensor, ...]:
-            given = leaves_of(default if own is None else own)
-            each = given * size if len(given) == 1 else given
-            if len(each) != size:
-                raise ValueError(
-                    f"the backward solve has {len(each)} tolerances for {size} leaves; give one, or as many"
-                )
-            least = min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in each)
-            return (*each, *each, *[least] * parameters)
-
-        rtol, atol = spread(self.rtol, forward.rtol), spread(self.atol, forward.atol)
+        rtol, atol = (
+            spread(default if own is None else own, size, 2, parameters)
+            for own, default in ((self.rtol, forward.rtol), (self.atol, forward.atol))
+        )
         return Tolerance(rtol, atol, self._measure(forward.norm, size))
 
     def _measure(self, forward: Callable[[State], Any] | None, size: int) -> Callable[[State], Any]:
@@ -135,23 +108,16 @@ class _Backwards:
         mu: State = tuple(torch.zeros_like(x) for x in parameters)
         of_times = torch.zeros(len(asked), dtype=torch.float64)
         for j in range(len(asked) - 1, 0, -1):
-            state = tuple(x[j] for x in self.outputs)
-            jump = tuple(torch.zeros_like(x) if g is None else g[j] for x, g in zip(state, of_outputs, strict=True))
+            state, jump = self.right.jump(self.outputs, of_outputs, j)
             of_times[j] = self.right.along(asked[j], state, jump)
             lam = tuple(x + g for x, g in zip(lam, jump, strict=True))
             lam, mu = self._between(asked[j], asked[j - 1], state, lam, mu)
-        of_times[0] = -self.right.along(asked[0], tuple(x[0] for x in self.outputs), lam)
-        lam = tuple(x if g is None else x + g[0] for x, g in zip(lam, of_outputs, strict=True))
-        return [*lam, *(of_times.to(x) for x in program.inputs), *mu]
+        return self.right.cotangents(self.outputs, of_outputs, lam, mu, of_times)
 
     def _between(self, start: float, stop: float, state: State, lam: State, mu: State) -> tuple[State, State]:
         """The augmented state (y, lam, mu) from one asked time back to the one before."""
         structure, together = Structure.of((*state, *lam, *mu), "the augmented state")
-        size, method, control = len(state), self.how.method, self.program.control
-        if method is None:
-            method = self.program.method
-        elif isinstance(method, str):
-            method = named("method", method, NAMED)
+        size, method, control = len(state), chosen(self.how.method, self.program), self.program.control
         t = torch.tensor([start, stop], dtype=torch.float64)
         with torch.no_grad():
             stepping = control if self.how.control is None else self.how.control(self._slopes, together, t)
@@ -163,12 +129,7 @@ class _Backwards:
                 twins={},
             )
             augmented = program_of(method, t, structure, together, stepping)
-            function, state = (self._slopes, ()), augmented.first(together)
-            augmented.begin(function, state)
-            k = 0
-            while k < augmented.timeline.steps or not augmented.done:
-                state = augmented.step(function, k, state, False).state
-                k += 1
+            state, _ = taken(augmented, (self._slopes, ()), together)
         return state[size : 2 * size], state[2 * size : 2 * size + len(mu)]
 
     def _shown(self, call: Callable[[Tensor, Any, Tensor], None]) -> Callable[[Tensor, Any, Tensor], None]:
@@ -239,6 +200,90 @@ class Right:
             return 0.0
         slope = self.program.slope(self.captured.plain, self.program.time(t), state)
         return float(sum(torch.sum(x.conj() * g).real for x, g in zip(slope, cotangent, strict=True)))
+
+    def jump(self, outputs: State, of_outputs: Cotangent, j: int) -> tuple[State, State]:
+        """The solution at an asked time, and what the loss adds to lam there."""
+        there = tuple(x[j] for x in outputs)
+        return there, tuple(torch.zeros_like(x) if g is None else g[j] for x, g in zip(there, of_outputs, strict=True))
+
+    def cotangents(
+        self, outputs: State, of_outputs: Cotangent, lam: State, mu: State, of_times: Tensor
+    ) -> list[Tensor | None]:
+        """Of (y0, t if it is differentiated, the captured tensors), once lam is that of the first time, its jump apart."""
+        of_times[0] = -self.along(self.program.asked.t[0], tuple(x[0] for x in outputs), lam)
+        lam = tuple(x if g is None else x + g[0] for x, g in zip(lam, of_outputs, strict=True))
+        return [*lam, *(of_times.to(x) for x in self.program.inputs), *mu]
+
+
+def carried_out(
+    problem: Problem,
+    name: str,
+    method: str | Method | None,
+    run: Callable[[AutogradStepper, State, bool], tuple[State, SolveError | None]],
+    backwards: Callable[[ExplicitProgram, Captured, State], Reversal],
+) -> Outcome:
+    """The forward solve and one node of torch's graph.
+
+    ``run`` takes the steps, and is told whether they will be differentiated; ``backwards`` makes the backward solve from
+    the program, what it captures, and the solution at the asked times.
+    """
+    problem.keep_nothing(name)
+    problem.check_nothing(name)
+    program = problem.program
+    if not isinstance(program, ExplicitProgram):
+        raise TypeError(f"gradient={name!r} integrates an ODE; {program.label} is not one")
+    refuse_parts(method, program)
+    captured = Captured(problem.function, program.label)
+    for x in (*problem.state, *program.inputs):
+        captured.watch("y0 or t", x)
+    stepper = AutogradStepper(program, captured)
+    stepper.tick = problem.tick
+    state = tuple(x.detach().contiguous() for x in problem.state)
+    everything = (*problem.state[: program.leaves], *program.inputs, *captured.tensors)
+    differentiable = stepper.tracking and any(x.requires_grad for x in everything)
+    if differentiable:
+        probe(problem, captured, state)
+    else:
+        program.begin(problem.function, problem.state)
+    final, failure = run(stepper, state, differentiable)
+    outputs = stepper.outputs.buffers
+    if differentiable and failure is None:
+        values = tuple(x.detach() for x in outputs)
+        for x in values:
+            captured.watch("the solution", x)
+        outputs, _ = join(backwards(program, captured, values), outputs, None, everything)
+    return Outcome(outputs, final, Stats(program, stepper, stepper.frontier), None, failure)
+
+
+def chosen(method: str | Method | None, program: ExplicitProgram) -> Method:
+    """The method of a backward solve; None: that of the forward one."""
+    if method is None:
+        return program.method
+    return named("method", method, NAMED) if isinstance(method, str) else method
+
+
+def taken(solve: ExplicitProgram, function: tuple[Any, ...], start: State) -> tuple[State, int]:
+    """The state at the end of a solve without a graph, and the number of its steps."""
+    state = solve.first(start)
+    solve.begin(function, state)
+    k = 0
+    while k < solve.timeline.steps or not solve.done:
+        state = solve.step(function, k, state, False).state
+        k += 1
+    return state, k
+
+
+def spread(wished: Any, size: int, copies: int, parameters: int) -> tuple[float | Tensor, ...]:
+    """A tolerance for each leaf of so many copies of a state, the least of them for each parameter."""
+    given = leaves_of(wished)
+    each = given * size if len(given) == 1 else given
+    if len(each) != size:
+        raise ValueError(f"the backward solve has {len(each)} tolerances for {size} leaves; give one, or as many")
+    return (*each * copies, *[least(wished)] * parameters)
+
+
+def least(tolerance: Any) -> float:
+    return min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in leaves_of(tolerance))
 
 
 def refuse_parts(method: Any, program: ExplicitProgram) -> None:

@@ -146,6 +146,15 @@ def run_plainly(
     return state, None
 
 
+def tried_and_run(problem: Problem, stepper: AutogradStepper, state: State) -> tuple[State, SolveError | None]:
+    """All steps plainly, once step 0 has been tried; f is watched while they are taken."""
+    probe(problem, stepper.captured, state)
+    with unchanging(state, stepper.captured):
+        final, failure = run_plainly(stepper, state, problem.steps)
+    stepper.captured.check_unwritten()
+    return final, failure
+
+
 def _plainly(
     problem: Problem, stepper: AutogradStepper, state: State, journal: Journal | None
 ) -> tuple[State, SolveError | None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,16 +20,13 @@ from torch import Tensor
 
 from adjoint.autograd import Ambient, AutogradStepper, Cotangent
 from adjoint.captured import Captured
-from adjoint.continuous import Backsolve, Right, refuse_parts
+from adjoint.continuous import Backsolve, Right, carried_out, chosen, least, spread, taken
 from adjoint.interpolate import Polynomials
-from adjoint.join import join
-from adjoint.methods import NAMED, Method, program_of
-from adjoint.names import named
-from adjoint.probe import probe
-from adjoint.problem import Outcome, Problem, Stats
+from adjoint.methods import Method, program_of
+from adjoint.problem import Outcome, Problem
 from adjoint.steppers.explicit import ExplicitProgram, Tolerance, root_mean_square
 from adjoint.steppers.stages import Stages
-from adjoint.tensors import State, Structure, leaves_of
+from adjoint.tensors import State, Structure
 from adjoint.timeline import SolveError
 
 CHECKPOINTS = 100
@@ -121,35 +118,15 @@ CONTINUOUS = (Backsolve, Interpolating, Quadrature, Gauss)
 
 
 def _carried_out(how: Wishes, problem: Problem, name: str, rule: Rule) -> Outcome:
-    problem.keep_nothing(name)
-    problem.check_nothing(name)
-    program = problem.program
     if how.checkpoints < 1:
         raise ValueError(f"checkpoints={how.checkpoints} keeps not even the first state; give at least 1")
-    if not isinstance(program, ExplicitProgram):
-        raise TypeError(f"gradient={name!r} integrates an ODE; {program.label} is not one")
-    refuse_parts(how.method, program)
-    captured = Captured(problem.function, program.label)
-    for x in (*problem.state, *program.inputs):
-        captured.watch("y0 or t", x)
-    stepper = AutogradStepper(program, captured)
-    stepper.tick = problem.tick
-    state = tuple(x.detach().contiguous() for x in problem.state)
-    everything = (*problem.state[: program.leaves], *program.inputs, *captured.tensors)
-    differentiable = stepper.tracking and any(x.requires_grad for x in everything)
-    if differentiable:
-        probe(problem, captured, state)
-    else:
-        program.begin(problem.function, problem.state)
-    kept = Checkpoints(how.checkpoints if differentiable else 1)
-    final, failure = kept.run(stepper, state, problem.steps)
-    outputs = stepper.outputs.buffers
-    if differentiable and failure is None:
-        values = tuple(x.detach() for x in outputs)
-        for x in values:
-            captured.watch("the solution", x)
-        outputs, _ = join(_Backwards(how, rule, program, captured, values, kept), outputs, None, everything)
-    return Outcome(outputs, final, Stats(program, stepper, stepper.frontier), None, failure)
+    kept = Checkpoints(how.checkpoints)
+
+    def run(stepper: AutogradStepper, state: State, differentiable: bool) -> tuple[State, SolveError | None]:
+        kept.most = how.checkpoints if differentiable else 1
+        return kept.run(stepper, state, problem.steps)
+
+    return carried_out(problem, name, how.method, run, partial(_Backwards, how, rule, kept))
 
 
 class Checkpoints:
@@ -194,10 +171,10 @@ class _Backwards:
 
     how: Wishes
     rule: Rule
+    kept: Checkpoints
     program: ExplicitProgram
     captured: Captured
     outputs: State
-    kept: Checkpoints
     ambient: Ambient = field(default_factory=Ambient)
 
     def __post_init__(self) -> None:
@@ -222,15 +199,13 @@ class _Backwards:
             at, end = self.program.timeline.ends(stop - 1)[1], self.program.timeline.ends(start)[0]
             while j > 0 and abs(asked[j] - asked[0]) > abs(end - asked[0]):
                 lam, mu, first = self._between(u, at, asked[j], lam, mu, first)
-                at, there = asked[j], tuple(x[j] for x in self.outputs)
-                jump = tuple(torch.zeros_like(x) if g is None else g[j] for x, g in zip(there, of_outputs, strict=True))
+                at = asked[j]
+                there, jump = self.right.jump(self.outputs, of_outputs, j)
                 of_times[j] = self.right.along(at, there, jump)
                 lam = tuple(x + g for x, g in zip(lam, jump, strict=True))
                 j -= 1
             lam, mu, first = self._between(u, at, end, lam, mu, first)
-        of_times[0] = -self.right.along(asked[0], tuple(x[0] for x in self.outputs), lam)
-        lam = tuple(x if g is None else x + g[0] for x, g in zip(lam, of_outputs, strict=True))
-        return [*lam, *(of_times.to(x) for x in self.program.inputs), *mu]
+        return self.right.cotangents(self.outputs, of_outputs, lam, mu, of_times)
 
     def _dense(self, start: int, stop: int, state: State) -> Polynomials:
         """The polynomials of these steps, which are taken once more."""
@@ -261,11 +236,7 @@ class _Backwards:
         if start == stop or not any(bool(x.any()) for x in lam):
             return lam, mu, first
         program, rule, control = self.program, self.rule, self.program.control
-        method = self.how.method
-        if method is None:
-            method = program.method
-        elif isinstance(method, str):
-            method = named("method", method, NAMED)
+        method = chosen(self.how.method, program)
         longest = control.dt or float(u.times.diff().abs().max())
         together = rule.start(lam, mu)
         structure, _ = Structure.of(together, "the adjoint state")
@@ -284,12 +255,7 @@ class _Backwards:
             solve = program_of(method, t, structure, together, stepping)
             integral = rule.watched(solve, self, u, mu)
             function = (lambda t, state: rule.slopes(self.right, t, u.at(t), state), ())
-            state = solve.first(together)
-            solve.begin(function, state)
-            k = 0
-            while k < solve.timeline.steps or not solve.done:
-                state = solve.step(function, k, state, False).state
-                k += 1
+            state, k = taken(solve, function, together)
         lengths = [abs(b - a) for a, b in map(solve.timeline.ends, range(max(0, k - 2), k))]
         lam, mu = rule.end(state, len(lam), mu, integral)
         return lam, mu, max(lengths)
@@ -298,23 +264,14 @@ class _Backwards:
         """What holds for a leaf of the state holds for its cotangent, the least for parameters."""
         forward = self.program.control.tolerance
 
-        def spread(own: Any, default: Any) -> tuple[float | Tensor, ...]:
-            given = leaves_of(default if own is None else own)
-            each = given * size if len(given) == 1 else given
-            if len(each) != size:
-                raise ValueError(
-                    f"the backward solve has {len(each)} tolerances for {size} leaves; give one, or as many"
-                )
-            least = min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in each)
-            return (*each, *[least] * parameters)
-
         of_lam = forward.norm or root_mean_square
 
         def measure(leaves: State) -> float:
             counted = [] if self.rule.seminorm else leaves[size:]
             return max(float(of_lam(leaves[:size])), *(root_mean_square((x,)) for x in counted), 0.0)
 
-        return Tolerance(spread(self.how.rtol, forward.rtol), spread(self.how.atol, forward.atol), measure)
+        rtol, atol = (spread(wished, size, 1, parameters) for wished in _wished(self.how, forward))
+        return Tolerance(rtol, atol, measure)
 
 
 def polynomial_of(stages: Stages, method: Any, slope: Callable[[float, State], State]) -> State:
@@ -388,8 +345,7 @@ class _Apart:
         if not mu:
             return added
         right, how, forward = backwards.right, backwards.how, backwards.program.control.tolerance
-        rtol = _least(forward.rtol if how.rtol is None else how.rtol)
-        atol = _least(forward.atol if how.atol is None else how.atol)
+        rtol, atol = map(least, _wished(how, forward))
 
         def slope(t: float, lam: State) -> State:
             at = torch.tensor(t, dtype=u.times.dtype, device=u.times.device)
@@ -419,8 +375,9 @@ class _Apart:
         return state[:size], mu
 
 
-def _least(tolerance: Any) -> float:
-    return min(float(x.min()) if isinstance(x, Tensor) else float(x) for x in leaves_of(tolerance))
+def _wished(how: Wishes, forward: Tolerance) -> tuple[Any, Any]:
+    """rtol and atol; where nothing is said, those of the forward solve."""
+    return forward.rtol if how.rtol is None else how.rtol, forward.atol if how.atol is None else how.atol
 
 
 Integrand = Callable[[float], State]

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from adjoint.autograd import Ambient, AutogradStepper, Cotangent
-from adjoint.discrete import prepare, run_plainly, without_gradient
-from adjoint.draws import unchanging
+from adjoint.discrete import prepare, tried_and_run, without_gradient
 from adjoint.join import join
-from adjoint.probe import Unmarked, probe
+from adjoint.probe import Unmarked
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.steppers.symplectic import SplittingProgram
 from adjoint.tensors import State
@@ -44,10 +43,7 @@ class Reversible:
             return without_gradient(problem, stepper, state)
         ambient = Ambient()
         with ambient.entered():
-            probe(problem, stepper.captured, state)
-            with unchanging(state, stepper.captured):
-                final, failure = run_plainly(stepper, state, problem.steps)
-            stepper.captured.check_unwritten()
+            final, failure = tried_and_run(problem, stepper, state)
             values = stepper.outputs.finished(problem.program.outputs)
         undone = _Undone(stepper, state, tuple(x.clone() for x in final), ambient, self.tolerance)
         outputs, last = join(undone, values, final if problem.wants_final else None, inputs)

@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from adjoint.autograd import Ambient, AutogradStepper, Cotangent
-from adjoint.discrete import only_first, prepare, run_plainly, without_gradient
-from adjoint.draws import unchanging
+from adjoint.discrete import only_first, prepare, tried_and_run, without_gradient
 from adjoint.join import join
-from adjoint.probe import probe
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.tangents import Directions, Linearisation
 from adjoint.tensors import State, differentiable
@@ -48,10 +46,7 @@ class Tangent:
             return without_gradient(problem, stepper, state)
         ambient = Ambient()
         with ambient.entered():
-            probe(problem, stepper.captured, state)
-            with unchanging(state, stepper.captured):
-                final, failure = run_plainly(stepper, state, problem.steps)
-            stepper.captured.check_unwritten()
+            final, failure = tried_and_run(problem, stepper, state)
             stats = Stats(stepper.program, stepper, stepper.frontier)
             if stepper.frontier == 0:
                 return Outcome(only_first(problem, stepper), final, stats, None, failure)
