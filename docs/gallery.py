@@ -22,6 +22,7 @@ from revolve import (
     PeriodicDisk,
     Prices,
     Schedule,
+    Segments,
     Selected,
     Stages,
     StoreAll,
@@ -68,6 +69,8 @@ SHOWN = (
     Drawn("periodic-keep", Periodic(), 36, "A checkpoint every sqrt(n) steps; to reverse a segment its states are kept too."),
     Drawn("periodic-rerun", Periodic(6, "rerun"), 36, "The same spacing, and each state of a segment is run to again."),
     Drawn("selected", Selected((6, 14, 25)), 36, "States chosen by name: the boundaries of blocks, for instance."),
+    Drawn("segments", Segments((0, 6, 14, 25)), 36, "The same states; each segment is recorded again as a whole, as networks "
+          "are: every step runs twice at most, and the tapes of one segment are held together."),
     Drawn("bisection", Bisection(), 36, "Keep the middle, reverse the upper half, then the lower."),
     Drawn("binomial", Binomial(3), 36, "Least recomputation in three slots. The triangles repeat at every scale."),
     Drawn("online", Online(4), 36, "The end was not known: kept states are given up as the chain grows, and the reverse "

@@ -10,6 +10,7 @@ from revolve.mixed import Mixed, Stages
 from revolve.multistage import Multistage
 from revolve.online import Online
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
+from revolve.segments import Segments
 from revolve.selected import Bisection, Selected
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -20,6 +21,7 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "online": Online,
     "bisection": Bisection,
     "selected": Selected,
+    "segments": Segments,
     "multistage": Multistage,
     "hrevolve": HRevolve,
     "disk": DiskRevolve,

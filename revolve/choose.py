@@ -74,6 +74,8 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any], str]] = {
     ),
     "inside": ("--inside", str, "'keep' a piece's states while it is reversed, or 'rerun' to each"),
     "kept": ("--kept", numbers, "steps whose states are kept, as 4,8,12"),
+    "starts": ("--starts", numbers, "first step of each segment, as 0,8,16"),
+    "last": ("--last", flag, "'yes' to run the last segment again too"),
     "memory": ("--memory", int, "slots in memory"),
     "disk": ("--disk", int, "slots on disk"),
     "tiers": ("--tiers", tier_list, "slots:write:read of each tier, the fastest first, as 3,7:10:10"),

@@ -39,7 +39,7 @@ class Exported(CheckpointSchedule):
 
     A kept tape is stored in RAM under its first step. A state's last load is a Move; one that is promoted is moved to
     working memory, and stored anew by the Forward that follows. pyadjoint takes such a plan as it is, unless it gives up a
-    kept state in the first sweep, as :class:`Online` does.
+    kept state in the first sweep, as :class:`Online` does, or records nothing there, as ``Segments(.., last=True)`` does.
     """
 
     def __init__(self, schedule: Schedule, steps: int) -> None:

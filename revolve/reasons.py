@@ -11,6 +11,7 @@ from revolve.mixed import Mixed, Stages
 from revolve.multistage import Multistage
 from revolve.online import Online
 from revolve.schedules import Binomial, Periodic, StoreAll, StoreNothing
+from revolve.segments import Segments
 from revolve.selected import Bisection, Selected
 
 
@@ -33,6 +34,8 @@ def promise(schedule: Schedule, report: Report) -> str:
             )
         case Periodic() | Selected() | Bisection():
             return _beside(report).lstrip()
+        case Segments():
+            return "Every step runs twice at most; the tapes of one segment are held together."
         case Multistage(promotes=True):
             return "No schedule with so few plain runs writes and reads less on disk."
         case Multistage():

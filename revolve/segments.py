@@ -17,9 +17,7 @@ from revolve.actions import (
     Reverse,
     Save,
     Saved,
-    both_sweeps,
-    encode,
-    tally,
+    TierReport,
 )
 from revolve.schedules import Segment, close_gaps
 
@@ -83,4 +81,8 @@ class Segments:
 
     def price(self, steps: int) -> Report:
         steps = binomial.whole("steps", steps, least=1)
-        return tally(encode(both_sweeps(self, steps)), steps)
+        cuts = self._cuts(steps)
+        lengths = [stop - start for start, stop in pairwise([*cuts, steps])]
+        again = lengths if self.last else lengths[:-1]
+        states = {0: TierReport(len(again), len(again), len(again))} if again else {}
+        return Report(steps, sum(again), steps, 2 if again else 1, max(lengths), states)

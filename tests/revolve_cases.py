@@ -16,6 +16,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "every": (None, 1, 7, 50),
     "inside": ("keep", "rerun"),
     "kept": ((), (1, 2, 7, 23)),
+    "starts": ((0,), (0, 1, 2, 7, 23)),
+    "last": (False, True),
     "tiers": (((3,),), ((2,), (3, 2.0, 1.0)), ((1,), (1, 0.5, 0.25), (2, 5.0, 9.0))),
     "memory": (1, 3),
     "promotes": (True, False),

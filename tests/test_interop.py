@@ -10,7 +10,20 @@ import numpy as np
 import pytest
 from revolve_cases import chain, members
 
-from revolve import Binomial, HRevolve, Mixed, Online, Run, Schedule, Stages, StoreAll, Tier, extra_steps, verify
+from revolve import (
+    Binomial,
+    HRevolve,
+    Mixed,
+    Online,
+    Run,
+    Schedule,
+    Segments,
+    Stages,
+    StoreAll,
+    Tier,
+    extra_steps,
+    verify,
+)
 from revolve.interop import Exported, Imported, imported
 
 RAM, DISK = theirs.StorageType.RAM, theirs.StorageType.DISK
@@ -127,7 +140,12 @@ class Idle:
     pause_checkpointing = continue_checkpointing
 
 
-@pytest.mark.parametrize("schedule", [s for s in members() if expressible(s) and not isinstance(s, Online)], ids=str)
+def taped(schedule: Schedule) -> bool:
+    """Whether pyadjoint can follow it: kept states stay in the first sweep, which ends with a recorded step."""
+    return not isinstance(schedule, Online) and not (isinstance(schedule, Segments) and schedule.last)
+
+
+@pytest.mark.parametrize("schedule", [s for s in members() if expressible(s) and taped(s)], ids=str)
 def test_pyadjoint_makes_the_same_gradient(schedule: Schedule) -> None:
     for steps in (1, 2, 9):
         assert gradient_by_pyadjoint(Exported(schedule, steps), steps) == gradient_by_pyadjoint(None, steps)
