@@ -13,7 +13,7 @@ from torch import Tensor
 from adjoint.autograd import Cotangent
 from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
-from adjoint.events import EventFunction, EveryStep, FirstEvent
+from adjoint.events import EventFunction, EveryStep
 from adjoint.interpolate import DenseSolution, Polynomials
 from adjoint.interpolating import CONTINUOUS
 from adjoint.join import Filled, join
@@ -22,6 +22,7 @@ from adjoint.options import Question, callbacks_of, control_of, method_named, to
 from adjoint.problem import Gradient, Outcome, Problem, check_memory
 from adjoint.solve import check_args, checked_state, checked_times, steps_of
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
+from adjoint.steppers.first_event import FirstEvent
 from adjoint.tensors import Reach, State, Structure
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adjoint.events import At, Event, Occurrences
+from adjoint.methods import Method, untimed_program_of
 from adjoint.problem import Gradient, Outcome, Problem
-from adjoint.steppers.eventful import EventfulProgram, Log, with_events
-from adjoint.steppers.explicit import Control, ExplicitProgram
-from adjoint.tableaus import Tableau
+from adjoint.steppers.adams import Adams
+from adjoint.steppers.eventful import EventfulProgram, Log
+from adjoint.steppers.explicit import Control
+from adjoint.steppers.symplectic import Splitting
 from adjoint.tensors import State, Structure
 from adjoint.timeline import AdaptiveTimeline, CutTimeline, FixedTimeline, replayed
 from adjoint.transforms import mapped
@@ -33,10 +36,12 @@ def check_events(events: Any, method: Any, t: Tensor, refused: dict[str, bool]) 
             raise ValueError(f"events= and {name} cannot be had together yet; leave one of them out")
     if mapped():
         raise NotImplementedError("members of a vmap have events at different times; solve them one after the other")
-    if not isinstance(method, Tableau):
-        raise ValueError(
-            f"method={method.name!r} takes no steps in which events are found; give an explicit one, 'tsit5'"
-        )
+    for kind, why in (
+        (Splitting, "has no interpolant on which events are found"),
+        (Adams, "leans on slopes of earlier steps, which do not hold behind an event"),
+    ):
+        if isinstance(method, kind):
+            raise ValueError(f"method={method.name!r} {why}; give 'rk4', 'tsit5' or 'radau5'")
     if len(t) < 2:
         raise ValueError("events happen between two times, and t has one; give the time to which to solve")
     _check_known(events, t)
@@ -95,13 +100,18 @@ def _beside(reset: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def program_with_events(
-    tableau: Tableau, t: Tensor, structure: Structure, start: State, control: Control, events: Events
+    method: Method, t: Tensor, structure: Structure, start: State, control: Control, events: Events
 ) -> EventfulProgram:
-    """The steps of a solve with events; while steps are frozen, those of the solve that was noted."""
+    """The steps of a solve with events; while steps are frozen, those of the solve that was noted.
+
+    Known times are ends of steps at which f may jump.
+    """
     log = replayed(Log())
-    program = with_events(ExplicitProgram(tableau, t.detach(), structure, start, control), events, t, log)
-    inner = program.inner
-    asked, control = inner.asked.t, inner.control
+    times = [x for e in events if isinstance(e, At) and isinstance(e.times, Tensor) for x in e.times.tolist()]
+    control = replace(control, jumps=(*control.jumps, *times))
+    inner = untimed_program_of(method, t.detach(), structure, start, control)
+    program = EventfulProgram(inner, events, t, log)
+    asked, tableau = inner.asked.t, inner.tableau
     if log.frozen is not None:
         stops = [_stop(note.stop, note.pin, events, asked) for note in log.frozen]
         inner.timeline = CutTimeline(asked[0], stops, not tableau.adaptive, frozen=True)
@@ -140,8 +150,7 @@ def carried_out(
         (None, event.reset, event.times) if isinstance(event, At) else (event.function, event.reset, None)
         for event in program.events
     )
-    since = t[0].to(device=program.inner.device, dtype=program.inner.wide)
-    return how(Problem(program, (*function, None, (t, held)), (*state, since), None, **memory, tick=tick))
+    return how(Problem(program, (*function, None, (t, held)), program.first(state, t[0]), None, **memory, tick=tick))
 
 
 def put_in_order(

@@ -7,7 +7,7 @@ from torch import Tensor
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.steppers.adams import MULTISTEP, Adams, AdamsProgram
-from adjoint.steppers.explicit import Control, ExplicitProgram, explicit_program, with_timeline
+from adjoint.steppers.explicit import Control, ExplicitProgram, with_timeline
 from adjoint.steppers.implicit import Implicit, ImplicitProgram
 from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.steppers.symplectic import SPLITTINGS, Splitting, SplittingProgram
@@ -25,11 +25,18 @@ NAMED: dict[str, Method] = {
 
 def program_of(method: Method, t: Tensor, structure: Structure, state: State, control: Control) -> ExplicitProgram:
     """The steps of one solve of dy/dt = f(t, y) over the asked times ``t``."""
+    return with_timeline(untimed_program_of(method, t, structure, state, control))
+
+
+def untimed_program_of(
+    method: Method, t: Tensor, structure: Structure, state: State, control: Control
+) -> ExplicitProgram:
+    """The same without the times of its steps."""
     if isinstance(method, Adams):
-        return with_timeline(AdamsProgram(method, t, structure, state, control))
+        return AdamsProgram(method, t, structure, state, control)
     if isinstance(method, Splitting):
-        return with_timeline(SplittingProgram(method, t, structure, state, control))
+        return SplittingProgram(method, t, structure, state, control)
     if isinstance(method, Implicit):
         steps = RosenbrockProgram if isinstance(method.tableau, RosenbrockTableau) else ImplicitProgram
-        return with_timeline(steps(method, t, structure, state, control))
-    return explicit_program(method, t, structure, state, control)
+        return steps(method, t, structure, state, control)
+    return ExplicitProgram(method, t, structure, state, control)

@@ -217,7 +217,7 @@ def solve(
     how = gradient_named(gradient)
     check_call(args, max_steps)
     if events:
-        refused = {"batched=True": batched, "observe=": observe is not None}
+        refused = {"batched=True": batched, "observe_at='steps'": observe_at == "steps"}
         refused[f"gradient={gradient!r}"] = isinstance(how, CONTINUOUS)
         events = check_events(events, tableau, checked_times(t, state) if not batched else torch.zeros(2), refused)
     if batched:
@@ -244,7 +244,6 @@ def solve(
     function: Any = (f, tuple(args))
     start = tuple(x.detach().contiguous() for x in state)
     if events:
-        assert isinstance(tableau, Tableau)
         eventful = program_with_events(tableau, times, structure, start, control, events)
         with progress_ticker(progress, None) as tick:
             outcome = carried_out(eventful, function, times, state, how, memory, tick)
@@ -252,8 +251,7 @@ def solve(
         if throw and outcome.failure is not None:
             raise outcome.failure
         solution = Solution(reached, ys, ending, outcome.stats, outcome.plan, outcome.engine or EAGER, events=happened)
-        solution = _with_last(solution, outcome.failure)
-        return solution if cost is None else _apart(solution)
+        return _looked_at(_with_last(solution, outcome.failure), observe, cost is not None)
     solver = program_of(tableau, times, structure, start, control)
     afterwards = observe is None or isinstance(how, CONTINUOUS)
     program: Any = solver

@@ -91,6 +91,8 @@ ORDER = {
         "events",
         "steppers.explicit",
         "steppers.crossings",
+        "steppers.first_event",
+        "steppers.happening",
         "steppers.eventful",
         "steppers.observed",
         "steppers.member_step",

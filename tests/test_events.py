@@ -320,3 +320,16 @@ def test_two_times_are_a_start_and_a_direction() -> None:
         adjoint.odeint(f, y0, torch.arange(3.0), event_fn=f.lands)
     time, _ = adjoint.odeint(f, y0, torch.tensor([0.0, 1e-3], dtype=D), event_fn=f.lands)
     assert time.item() > 1.5
+
+
+def test_components_that_are_zero_at_once_have_no_derivative() -> None:
+    y0 = torch.ones(1, dtype=D, requires_grad=True)
+
+    def both(t: Tensor, y: Tensor) -> Tensor:
+        return torch.stack((y[0] - 0.5, 2 * y[0] - 1))
+
+    with torch.no_grad():
+        time, _ = adjoint.odeint_event(lambda t, y: -y, y0, 0.0, event_fn=both)
+    assert time.item() == pytest.approx(math.log(2))
+    with pytest.raises(ValueError, match="components 0 and 1 of event_fn are zero at once, at t=0.693"):
+        adjoint.odeint_event(lambda t, y: -y, y0, 0.0, event_fn=both)

@@ -241,6 +241,14 @@ def test_a_fixed_step_whose_stages_are_not_found_says_so() -> None:
     assert failed.value.status == "newton" and failed.value.t == 0.75
 
 
+@pytest.mark.parametrize("name", [name for name in IMPLICIT if not TABLES[name].adaptive])
+def test_fixed_steps_leave_a_state_of_zeros(name: str) -> None:
+    """Rounding is that of what the step adds: y' = 2 - y^2 from 0 is sqrt(2) tanh(sqrt(2) t)."""
+    for first in (0.0, 1e-30):
+        y = solve(lambda t, y: 2 - y**2, torch.full((1,), first, dtype=D), [0.0, 0.1], method=name, dt=0.05).ys[-1]
+        assert y.item() == pytest.approx(2**0.5 * math.tanh(0.1 * 2**0.5), abs=2e-3)
+
+
 def test_an_explosion_ends_with_a_status() -> None:
     found = solve(lambda t, y: y**2, torch.ones(1, dtype=D), [0.0, 2.0], method="kvaerno5", throw=False, max_steps=200)
     assert found.status in ("max_steps", "underflow")

@@ -32,7 +32,8 @@ class Found(NamedTuple):
 class Crossings:
     """The signs of all event functions along a solve, and where they change."""
 
-    def __init__(self, events: Sequence[Event | At]) -> None:
+    def __init__(self, events: Sequence[Event | At], refuse_ties: bool = True) -> None:
+        self._refuses_ties = refuse_ties
         self.events = {i: e for i, e in enumerate(events) if isinstance(e, Event)}
         self._signs: dict[int, int] = {}
         """0: not known yet; the function was zero, and the next step shows what it becomes."""
@@ -67,7 +68,7 @@ class Crossings:
         first, which = min(acting, default=(math.inf, -1))
         near = 16 * math.ulp(max(abs(start), abs(stop)))
         together = sorted(i for time, i in acting if time - first <= near)
-        if len(together) > 1:
+        if len(together) > 1 and self._refuses_ties:
             raise ValueError(
                 f"events[{together[0]}] and events[{together[1]}] happen at once, at t={sign * first:.6g}: which comes "
                 f"first has no derivative. Give one event that does what both do"

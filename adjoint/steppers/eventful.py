@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adjoint.autograd import Step
-from adjoint.events import At, Event, root_on_graph
+from adjoint.events import At, Event
 from adjoint.interpolate import Polynomials
 from adjoint.steppers.crossings import Crossings, Found
 from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.steppers.happening import Happening
 from adjoint.steppers.stages import Stages
-from adjoint.tensors import State, refuse_writing, versions_of
+from adjoint.tensors import State
 from adjoint.timeline import AdaptiveTimeline, CutTimeline, SolveError
 
 Pin = tuple[int, int] | None
@@ -65,17 +67,18 @@ class Log:
 class EventfulProgram:
     """The steps of ``inner`` with events. ``function`` is (f, args, None, (t, what each event holds)).
 
-    The state has one leaf more: the time from which the last restart goes on. Outputs are the leaves of y and a time: at
-    the asked times, and then two rows (before, after) for everything that happens.
+    The state is that of ``inner`` with one leaf more: the time from which the last restart goes on. Outputs are the leaves
+    of y and a time: at the asked times, and then two rows (before, after) for everything that happens.
     """
 
     label = "f"
-    initial: int | None = 0
     series: State = ()
     inputs: tuple[Tensor, ...] = ()
 
     def __init__(self, inner: ExplicitProgram, events: Sequence[Event | At], t: Tensor, log: Log) -> None:
         self.inner, self.events, self.log = inner, tuple(events), log
+        self.initial = inner.initial
+        """None: the state has parts that no output has, and the first step shows y0."""
         self.asked = inner.asked
         self._times = [x.times.tolist() if isinstance(x, At) and isinstance(x.times, Tensor) else [] for x in events]
         self.ended = False
@@ -133,6 +136,15 @@ class EventfulProgram:
         note = self.log.notes[-1]
         return note.stop if note.cut is None else note.cut
 
+    def first(self, state: State, t: Tensor) -> State:
+        """The first state of the chain."""
+        return (*self.inner.first(state), t.to(device=self.inner.device, dtype=self.inner.wide))
+
+    def unstarted(self, state: State) -> list[Tensor]:
+        """The outputs if not even one step could be taken."""
+        leaves, rest = (*state[: self.inner.leaves], state[-1]), self.outputs - 1
+        return [torch.cat((x[None], x.detach().new_full((rest, *x.shape), torch.nan))) for x in leaves]
+
     def begin(self, function: Any, state: State) -> None:
         self.inner.begin(function[:2], state[:-1])
 
@@ -165,40 +177,52 @@ class EventfulProgram:
         return tuple((i, j) for i, times in enumerate(self._times) for j, x in enumerate(times) if x == t)
 
     def step(self, function: Any, k: int, state: State, recording: bool, outputs: bool = True) -> Step:
-        f, args, _, hold = function
-        y, since = state[:-1], state[-1]
+        f, args, _, (t, held) = function
+        size = self.inner.leaves
+        y, carry, since = state[:size], state[size:-1], state[-1]
+        here = Happening(self.inner.structure, self.inner.dtype, held, args, since)
         rows: list[tuple[int, State]] = []
+        if k == 0 and self.initial is None:
+            rows.append((0, (*y, since)))
         known = () if k or self._trial else self.known_at(self.asked.t[0])
-        for row, (i, j) in enumerate(known):
-            y = self._known(rows, len(self.asked.t) + 2 * row, (i, j), self._at(hold, i, j, since), y, args, hold)
+        for row, which in enumerate(known):
+            y = self._known(rows, len(self.asked.t) + 2 * row, which, here, y)
         first = k == self.taken and not self._trial
         if first and k == 0:
-            self._crossings.begin(self._value(hold, args), self.asked.t[0], y)
-        self._hold = since, hold
-        step, stages = self._plain_step((f, args), k, y, recording, outputs)
+            self._crossings.begin(here.value, self.asked.t[0], y)
+        self._hold = since, (t, held)
+        step, stages = self._plain_step((f, args), k, (*y, *carry), recording, outputs)
+        new, carry = step.state[:size], step.state[size:]
         if self._trial:
-            return Step((*step.state, since), self._asked(step, None, since, hold), ())
+            return Step((*step.state, since), (*rows, *self._asked(step, None, since)), ())
         if first:
-            self._note(stages, step, args, hold)
+            self._note(stages, new, here)
         note = self.log.notes[k]
-        new, since, leaves = self._happen(note, stages, step.state, since, rows, args, hold, recording)
+        new, since, leaves = self._happen(note, stages, new, rows, here, recording)
         if first:
-            self._after(note, new, args, hold)
-        seen = (*self._asked(step, note.cut, since, hold), *rows) if outputs else ()
-        return Step((*new, since), seen, leaves)
+            self._after(note, new, here)
+        seen = (*self._asked(step, note.cut, since), *rows) if outputs else ()
+        return Step((*new, *carry, since), seen, leaves)
 
     def _plain_step(self, function: Any, k: int, y: State, recording: bool, outputs: bool) -> tuple[Step, Stages]:
         """The step as if nothing happened in it. Nothing of it is held on to: a cycle would keep its graph alive."""
-        self.inner.moving, self.inner.watch = self._numbers, self._seen
+        self.inner.moving, self.inner.watch, self.inner.restarts = self._numbers, self._seen, self._restarts
         try:
             step = self.inner.step(function, k, y, recording, outputs)
             assert self._stages is not None
             return step, self._stages
         finally:
-            self.inner.moving = self.inner.watch = self._stages = self._hold = None
+            self.inner.moving = self.inner.watch = self.inner.restarts = self._stages = self._hold = None
 
     def _seen(self, stages: Stages) -> None:
         self._stages = stages
+
+    def _restarts(self, k: int) -> bool:
+        """Whether the state, or f, may have changed where step k begins."""
+        if self._trial or k == 0:
+            return False
+        last = self.log.notes[k - 1]
+        return last.cut is not None or bool(last.known)
 
     def _numbers(self, stages: Stages) -> Tensor | None:
         """The times of a step, on the graph, if any of them moves."""
@@ -232,21 +256,21 @@ class EventfulProgram:
             return -1, self.asked.t.index(stop)
         return None
 
-    def _note(self, stages: Stages, step: Step, args: Any, hold: Any) -> None:
+    def _note(self, stages: Stages, new: State, here: Happening) -> None:
         """Look for events in a step that has just been taken, and freeze what was found."""
         k, timeline = stages.k, self.inner.timeline
-        if not all(bool(torch.isfinite(x).all()) for x in step.state):
+        if not all(bool(torch.isfinite(x).all()) for x in new):
             self._refuse_nonfinite(stages)
         with torch.no_grad():
             u = self._polynomials(stages)
-        value, known, row = self._value(hold, args), self.known_at(stages.stop), self.rows
+        known, row = self.known_at(stages.stop), self.rows
         if self.log.frozen is not None:
             noted = self.log.frozen[k]
-            found = tuple(self._crossings.again(x, value, u) for x in noted.found)
+            found = tuple(self._crossings.again(x, here.value, u) for x in noted.found)
             cut = None if noted.cut is None else found[-1].time
             note = Note(stages.stop, self._pin(stages.stop), found, cut, noted.known, row)
         else:
-            found, cut = self._crossings.look(value, u, stages.start, stages.stop, step.state)
+            found, cut = self._crossings.look(here.value, u, stages.start, stages.stop, new)
             if cut is not None:
                 self._check_apart(found[-1], stages, known)
             known = known if cut is None else ()
@@ -261,7 +285,7 @@ class EventfulProgram:
             assert isinstance(timeline, AdaptiveTimeline)
             timeline.cut(note.cut)
 
-    def _after(self, note: Note, new: State, args: Any, hold: Any) -> None:
+    def _after(self, note: Note, new: State, here: Happening) -> None:
         """Whether that was the end; and the signs from which the next step starts."""
         for found in note.found:
             event = self.events[found.event]
@@ -274,67 +298,42 @@ class EventfulProgram:
         elif not self.ended:
             t = note.stop if note.cut is None else note.cut
             changed = note.cut is not None or bool(note.known)
-            self._crossings.go_on(self._value(hold, args), t, tuple(x.detach() for x in new), changed)
+            self._crossings.go_on(here.value, t, tuple(x.detach() for x in new), changed)
 
     def _happen(
         self,
         note: Note,
         stages: Stages,
         new: State,
-        since: Tensor,
         rows: list[tuple[int, State]],
-        args: Any,
-        hold: Any,
+        here: Happening,
         recording: bool,
     ) -> tuple[State, Tensor, State]:
         """The state and the restart time behind the step, and the leaves that finding them needed."""
         leaves: list[Tensor] = []
-        row = len(self.asked.t) + note.row
-        u = self._polynomials(stages) if note.found else None
+        row, since = len(self.asked.t) + note.row, here.since
+        u = cache(lambda: self._polynomials(stages))
         for found in note.found:
-            assert u is not None
-            t, y = self._moment(found, u, args, hold, recording, leaves)
+            t, y = here.moment(found, u, recording, leaves)
             after, acts = y, note.cut is not None and found is note.found[-1]
             if acts:
-                after = self._reset(found.event, t, y, args, hold)
+                after = here.reset(found.event, t, y)
                 new, since = after, t
             rows += [(row, (*y, t)), (row + 1, (*after, t))]
             row += 2
-        for i, j in note.known:
-            t = self._at(hold, i, j, since)
-            new = self._known(rows, row, (i, j), t, new, args, hold)
-            since = t
+        for which in note.known:
+            new = self._known(rows, row, which, here, new)
+            since = here.known_time(*which)
             row += 2
         return new, since, tuple(leaves)
 
     def _known(
-        self, rows: list[tuple[int, State]], row: int, which: tuple[int, int], t: Tensor, y: State, args: Any, hold: Any
+        self, rows: list[tuple[int, State]], row: int, which: tuple[int, int], here: Happening, y: State
     ) -> State:
-        after = self._reset(which[0], t, y, args, hold)
+        t = here.known_time(*which)
+        after = here.reset(which[0], t, y)
         rows += [(row, (*y, t)), (row + 1, (*after, t))]
         return after
-
-    def _at(self, hold: Any, i: int, j: int, like: Tensor) -> Tensor:
-        return hold[1][i][2][j].to(like)
-
-    def _moment(
-        self, found: Found, u: Polynomials, args: Any, hold: Any, recording: bool, leaves: list[Tensor]
-    ) -> tuple[Tensor, State]:
-        """The time of an event and the state there; on the graph, by the implicit function theorem."""
-        t = torch.tensor(found.time, dtype=u.times.dtype, device=u.times.device)
-        if not torch.is_grad_enabled():
-            return t, u.at(t)
-        function, name = hold[1][found.event][0], f"the function of events[{found.event}]"
-
-        def value(t: Tensor) -> Tensor:
-            return self._number(function, found.event, t, u.at(t), args)
-
-        if not recording and not value(t).requires_grad:
-            return t, u.at(t)
-        leaf = t.requires_grad_()
-        leaves.append(leaf)
-        t = root_on_graph(value, leaf, name)
-        return t, u.at(t)
 
     def _polynomials(self, stages: Stages) -> Polynomials:
         """That of this step, on its graph."""
@@ -344,49 +343,16 @@ class EventfulProgram:
             ends = torch.tensor([stages.start, stages.stop], dtype=self.inner.wide, device=self.inner.device)
         return Polynomials(ends, [x[None] for x in stages.polynomial()])
 
-    def _asked(self, step: Step, cut: float | None, since: Tensor, hold: Any) -> tuple[tuple[Any, State], ...]:
-        """Outputs at asked times, up to a cut, each with its time."""
+    def _asked(self, step: Step, cut: float | None, since: Tensor) -> tuple[tuple[Any, State], ...]:
+        """Outputs at asked times behind the first, up to a cut, each with its time."""
         sign = 1.0 if self.asked.t[-1] >= self.asked.t[0] else -1.0
         found: list[tuple[Any, State]] = []
         for j, values in step.outputs:
             assert isinstance(j, int)
             time = self.asked.t[j]
-            if cut is None or sign * time <= sign * cut:
+            if j and (cut is None or sign * time <= sign * cut):
                 found.append((j, (*values, since.new_tensor(time))))
         return tuple(found)
-
-    def _value(self, hold: Any, args: Any) -> Callable[[int, Tensor, State], Tensor]:
-        """events[i] at one time, as a number."""
-        return lambda i, t, y: self._number(hold[1][i][0], i, t, y, args)
-
-    def _number(self, function: Any, i: int, t: Tensor, y: State, args: Any) -> Tensor:
-        versions = versions_of(y)
-        found = function(t.to(self.inner.dtype), self.inner.structure.unflatten(y), *args)
-        if versions_of(y) != versions:
-            refuse_writing(f"the function of events[{i}] changed its state")
-        if not isinstance(found, Tensor) or not found.is_floating_point() or found.numel() != 1:
-            raise TypeError(
-                f"the function of events[{i}] gave {found!r}; it must give a tensor of one real number that changes its "
-                f"sign. Of several write one Event each"
-            )
-        return found.reshape(())
-
-    def _reset(self, i: int, t: Tensor, y: State, args: Any, hold: Any) -> State:
-        reset = hold[1][i][1]
-        if reset is None:
-            return y
-        versions, name = versions_of(y), f"the value of the reset of events[{i}]"
-        value = reset(t.to(self.inner.dtype), self.inner.structure.unflatten(y), *args)
-        leaves = self.inner.structure.flatten(value, name)
-        if versions_of(y) != versions:
-            refuse_writing(f"the reset of events[{i}] changed its state")
-        for new, old in zip(leaves, y, strict=True):
-            if new.shape != old.shape or new.dtype != old.dtype:
-                raise ValueError(
-                    f"{name} has shape {tuple(new.shape)} and {new.dtype} for a state of shape {tuple(old.shape)} and "
-                    f"{old.dtype}; it must be shaped and typed like y"
-                )
-        return leaves
 
     def _check_apart(self, found: Found, stages: Stages, known: tuple[tuple[int, int], ...]) -> None:
         """Of two changes of the state at once nobody knows the derivative."""
@@ -418,10 +384,3 @@ class EventfulProgram:
 def resolution(start: float, stop: float) -> float:
     """Events nearer than this happen at once."""
     return 16 * math.ulp(max(abs(start), abs(stop)))
-
-
-def with_events(inner: ExplicitProgram, events: Sequence[Event | At], t: Tensor, log: Log) -> EventfulProgram:
-    """The program whose known times are ends of steps at which f may jump."""
-    times = [x for e in events if isinstance(e, At) and isinstance(e.times, Tensor) for x in e.times.tolist()]
-    inner.control = replace(inner.control, jumps=(*inner.control.jumps, *times))
-    return EventfulProgram(inner, events, t, log)

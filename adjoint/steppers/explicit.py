@@ -156,6 +156,8 @@ class ExplicitProgram:
     """Is shown the stages of every step."""
     moving: Callable[[Stages], Tensor | None] | None = None
     """Gives the times of a step (start, stop, the asked ones inside) on the graph, if they depend on anything there."""
+    restarts: Callable[[int], bool] | None = None
+    """Whether the state was changed where step k begins, so that nothing of earlier steps goes on."""
 
     def __init__(
         self,
@@ -218,7 +220,7 @@ class ExplicitProgram:
             start, stop = self.timeline.propose()
         other.timeline = FixedTimeline([start, stop], None)
         other.control, other._tables = replace(self.control, callbacks={}, twins={}), {}
-        other.watch = None
+        other.watch = other.restarts = None
         if self.view is not None:
             other.view = self.view.afresh()
         return other
@@ -492,13 +494,6 @@ class ExplicitProgram:
 
 def _finite(state: State) -> bool:
     return all(bool(torch.isfinite(x).all()) for x in state)
-
-
-def explicit_program(
-    tableau: Tableau, t: Tensor, structure: Structure, state: State, control: Control
-) -> ExplicitProgram:
-    """The steps of one solve of dy/dt = f(t, y) over the asked times ``t``, from fixed or controlled steps."""
-    return with_timeline(ExplicitProgram(tableau, t, structure, state, control))
 
 
 Timed = TypeVar("Timed", bound=ExplicitProgram)

@@ -336,7 +336,8 @@ class ImplicitStages(Stages):
         return step
 
     def _carried(self) -> bool:
-        return self.k > 0 and not self.program.jumps_at(self.start)
+        restarts = self.program.restarts
+        return self.k > 0 and not self.program.jumps_at(self.start) and not (restarts is not None and restarts(self.k))
 
     def _first_slope(self) -> State:
         """f at the start of the step, as the step before found it."""
@@ -431,12 +432,25 @@ class ImplicitStages(Stages):
         reach = max(sum(map(abs, row)) for row in weights)
         allowed, goal, floor = self._measures()
 
+        latest = guess
+
+        def seen(x: Tensor) -> Tensor:
+            nonlocal latest
+            latest = x
+            return residual(x)
+
         def size(change: Tensor) -> float:
-            return program.vectors.size_of(change * reach, allowed)
+            vectors = program.vectors
+            if program.how.adaptive:
+                return vectors.size_of(change * reach, allowed)
+            moved = reach * torch.maximum(latest.abs(), change.abs()).amax(
+                0
+            )  # of a state of zeros this alone is rounded
+            return vectors.size_of(change * reach, 1 / (1 / allowed + vectors.rounding_of(moved)))
 
         try:
             x, self._eta = newton.find(
-                residual, guess, lambda x: self._factored(weights), size, self._eta, goal=goal, floor=floor
+                seen, guess, lambda x: self._factored(weights), size, self._eta, goal=goal, floor=floor
             )
         except NewtonFailed as failed:
             if program.on_trial:
@@ -450,7 +464,7 @@ class ImplicitStages(Stages):
                 return program.how.linear.factored(jacobians, weights, program.how.mass)
 
             more = Newton(newton.kappa, 5 * newton.most)
-            x, _ = more.find(residual, guess, anew, size, 1.0, refresh=True, goal=goal, floor=floor)
+            x, _ = more.find(seen, guess, anew, size, 1.0, refresh=True, goal=goal, floor=floor)
         return x
 
     def _measures(self) -> tuple[Tensor, float, float]:

@@ -63,7 +63,13 @@ class Vectors:
     def rounding(self, state: State) -> Tensor:
         """What rounding may do to each number of a state, in a few operations."""
         sizes = tuple(x.detach().abs() for x in state)
-        size = self.pack(tuple(torch.complex(s, s) if x.is_complex() else s for s, x in zip(sizes, state, strict=True)))
+        return self.rounding_of(
+            self.pack(tuple(torch.complex(s, s) if x.is_complex() else s for s, x in zip(sizes, state, strict=True)))
+        )
+
+    @staticmethod
+    def rounding_of(size: Tensor) -> Tensor:
+        """The same of numbers of these sizes."""
         kind = torch.finfo(size.dtype)
         return 16 * kind.eps * (size + LEAST * size.amax(-1, keepdim=True)) + kind.tiny
 
