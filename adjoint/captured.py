@@ -39,7 +39,8 @@ class Captured:
         self.recorded = self._reach.rebind({id(x): a for x, a in zip(self.tensors, self.leaves, strict=True)})
         self.suspected = False
         """Whether random numbers were drawn in the first sweep, maybe by another thread."""
-        self._versions: list[tuple[str, Tensor, int]] = []
+        self.versions: list[tuple[str, Tensor, int]] = []
+        """Of all that :meth:`check` looks at, with what to call it."""
         for name, x in self._reach.tensors.values():
             self.watch(name, x)
 
@@ -48,7 +49,7 @@ class Captured:
         if not x.is_inference():
             spoken = name.replace(f"{self.label}[0]", self.label, 1).replace(f"{self.label}[1]", "args", 1)
             spoken = spoken.replace(f"{self.label}[2]", "observe", 1).replace(f"{self.label}[3]", "events", 1)
-            self._versions.append((spoken, x, x._version))
+            self.versions.append((spoken, x, x._version))
 
     def arrivals(self) -> dict[int, Tensor]:
         """Tensors that the function reaches now, and did not when it was looked at first."""
@@ -84,7 +85,7 @@ class Captured:
 
     def check_unwritten(self) -> None:
         """Raise if the function itself writes to a tensor that it holds."""
-        for name, x, version in self._versions:
+        for name, x, version in self.versions:
             if x._version != version:
                 raise RuntimeError(
                     f"{name} (shape {tuple(x.shape)}) is changed in place by {self.label} itself; recomputed steps would "
@@ -93,12 +94,17 @@ class Captured:
 
     def check(self) -> None:
         """Raise if a tensor changed since it was first used: the recomputed steps would be others."""
-        for name, x, version in self._versions:
-            if x._version != version:
-                raise RuntimeError(
-                    f"{name} (shape {tuple(x.shape)}) was changed in place between the forward and the reverse sweep; "
-                    f"call backward() before changing it, or work on a clone"
-                )
+        check_versions(self.versions)
+
+
+def check_versions(versions: Iterable[tuple[str, Tensor, int]]) -> None:
+    """Raise if a tensor is not of the version that it was."""
+    for name, x, version in versions:
+        if x._version != version:
+            raise RuntimeError(
+                f"{name} (shape {tuple(x.shape)}) was changed in place between the forward and the reverse sweep; "
+                f"call backward() before changing it, or work on a clone"
+            )
 
 
 def lent(x: Tensor, rows: int, donor: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ from adjoint.continued import Continuable, describe, opened
 from adjoint.draws import unchanging
 from adjoint.engines.choose import EAGER, Choice, chosen
 from adjoint.engines.native.cells import Refused
+from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.sweep import NativeSweep, Room
+from adjoint.engines.native.trace import Held
 from adjoint.join import Filled, Reversal, Sweep, join
 from adjoint.memories import Memories
-from adjoint.probe import Unmarked, probe
+from adjoint.probe import Unmarked, Weights, probe
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.staged import staged
 from adjoint.steppers.explicit import ExplicitProgram
@@ -91,17 +93,10 @@ def _natively(
     stepper.marks = Unmarked(problem.program.label)
 
     def linearised() -> Sweep:
-        other = Memories(problem, captured, state, weights or probe(problem, captured, state), None)
+        return linearised_chain(problem, stepper, state, ambient, weights)
 
-        def again(pair: State) -> tuple[Schedule, dict[int, Store]]:
-            anew = other.of_pairs(pair)
-            second = anew.plan(stepper.frontier)
-            return second.schedule, anew.stores(second)
-
-        run, stores = _run(other.plan(stepper.frontier), stepper, other, None)
-        return Sweep(run, stepper, stores[0], ambient, Linearisation(stepper, state, again, ambient))
-
-    sweep = NativeSweep(choice.kernel, stepper, choice.held, state, linearised)
+    kernel, held = choice.kernel, choice.held.tensors
+    sweep = NativeSweep(kernel, problem.program, state, held, stepper, captured.check, linearised)
     room = Room(problem, captured, state) if stepper.tracking and any(x.requires_grad for x in inputs) else None
     if problem.steps is None and not sweep.explore(0 if room is None else room.most()):
         raise Refused("a solve that does not reach its end: it is done again, to say why")
@@ -113,7 +108,36 @@ def _natively(
     if plan is not None:
         reversal: Reversal = Filled(sweep, inputs) if problem.zeros else sweep
         outputs, last = join(reversal, outputs, last, inputs)
-    return Outcome(outputs, last, stats, plan, None, choice.said)
+    native = Native(problem, kernel, choice.held, captured.versions, sweep, ambient)
+    return Outcome(outputs, last, stats, plan, None, choice.said, native)
+
+
+class Native(NamedTuple):
+    """What the native engine made a solve with."""
+
+    problem: Problem
+    kernel: Kernel
+    held: Held
+    versions: list[tuple[str, Tensor, int]]
+    sweep: NativeSweep
+    ambient: Ambient
+
+
+def linearised_chain(
+    problem: Problem, stepper: AutogradStepper, state: State, ambient: Ambient, weights: Weights | None = None
+) -> Sweep:
+    """A chain whose first sweep has been made elsewhere, in torch: what its derivatives are had from."""
+    captured = stepper.captured
+    other = Memories(problem, captured, state, weights or probe(problem, captured, state), None)
+    stepper.marks = Unmarked(problem.program.label)
+
+    def again(pair: State) -> tuple[Schedule, dict[int, Store]]:
+        anew = other.of_pairs(pair)
+        second = anew.plan(stepper.frontier)
+        return second.schedule, anew.stores(second)
+
+    run, stores = _run(other.plan(stepper.frontier), stepper, other, None)
+    return Sweep(run, stepper, stores[0], ambient, Linearisation(stepper, state, again, ambient))
 
 
 def without_gradient(problem: Problem, stepper: AutogradStepper, state: State) -> Outcome:

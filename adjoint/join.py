@@ -122,7 +122,10 @@ class _Join(torch.autograd.Function):
         ctx.sweep.check()  # before torch's own check, which names nothing
         inputs = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
-        gradients = _Reverse.apply(ctx.sweep, ctx.outputs, len(inputs), *inputs, *cotangents)
+        if torch.is_grad_enabled():
+            gradients = _Reverse.apply(ctx.sweep, ctx.outputs, len(inputs), *inputs, *cotangents)
+        else:  # nobody will differentiate it
+            gradients = ctx.sweep.reverse(list(cotangents[: ctx.outputs]), list(cotangents[ctx.outputs :]))
         return None, None, None, *(g if wanted else None for g, wanted in zip(gradients, needed, strict=True))
 
 

@@ -61,11 +61,20 @@ class Problem:
 
 
 @dataclass
+class Runs:
+    """Counts of runs, as a stepper keeps them."""
+
+    plain_runs: int = 0
+    recorded_runs: int = 0
+    linearisations: int = 0
+
+
+@dataclass
 class Stats:
     """What was done, counted; what a reverse sweep does is added when it happens."""
 
     program: Program = field(repr=False)
-    stepper: AutogradStepper | None = field(default=None, repr=False)
+    stepper: AutogradStepper | Runs | None = field(default=None, repr=False)
     steps: int = 0
     """Steps from the first time to the last."""
     stores: dict[int, Store] = field(default_factory=dict, repr=False)
@@ -110,6 +119,8 @@ class Outcome:
     failure: SolveError | None = None
     engine: str | None = None
     """Which engine took the steps, and why."""
+    native: Any = None
+    """What the native engine, if it was that, can make the same solve with again."""
 
 
 def check_memory(

@@ -50,6 +50,8 @@ class Structure:
     @classmethod
     def of(cls, tree: Any, name: str) -> tuple[Structure, State]:
         """The structure and its leaves; TypeError if a leaf is not a tensor."""
+        if type(tree) is Tensor:
+            return SINGLE, (tree,)
         leaves, spec = pytree.tree_flatten(tree)
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
@@ -72,6 +74,10 @@ class Structure:
 
     def unflatten(self, leaves: Sequence[Any]) -> Any:
         return leaves[0] if self.single else pytree.tree_unflatten(list(leaves), self.spec)
+
+
+SINGLE = Structure(pytree.tree_structure(0), True)
+"""Of a tensor alone."""
 
 
 def check_dense(state: State, name: str) -> None:
@@ -225,17 +231,17 @@ def _closure(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 def _globals(function: FunctionType) -> Iterator[tuple[str, Any]]:
     if (function.__module__ or "").partition(".")[0] not in LIBRARIES:
-        for name in _global_names(function.__code__):
+        for name in global_names(function.__code__):
             if name in function.__globals__:
                 yield name, function.__globals__[name]
 
 
 @functools.lru_cache(maxsize=4096)
-def _global_names(code: CodeType) -> tuple[str, ...]:
+def global_names(code: CodeType) -> tuple[str, ...]:
     names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            names.update(_global_names(constant))
+            names.update(global_names(constant))
     return tuple(sorted(names))
 
 
@@ -255,7 +261,7 @@ def followable(instance: Any) -> bool:
     return True
 
 
-def _slots(instance: Any) -> Iterator[str]:
+def slots_of(instance: Any) -> Iterator[str]:
     for kind in type(instance).__mro__:
         slots = kind.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -267,7 +273,7 @@ def _slots(instance: Any) -> Iterator[str]:
 
 def _attributes(instance: Any) -> Iterator[tuple[str, Any]]:
     yield from getattr(instance, "__dict__", {}).items()
-    for name in _slots(instance):
+    for name in slots_of(instance):
         yield name, getattr(instance, name)
 
 
@@ -347,7 +353,7 @@ class _Copy:
         self.made[key] = shell = object.__new__(type(original))
         if hasattr(original, "__dict__"):
             shell.__dict__.update({name: self(value) for name, value in original.__dict__.items()})
-        for name in _slots(original):
+        for name in slots_of(original):
             object.__setattr__(shell, name, self(getattr(original, name)))
 
 

@@ -473,6 +473,11 @@ def frozen_steps() -> Iterator[Replay]:
         _REPLAY.reset(token)
 
 
+def replaying() -> bool:
+    """Whether steps are being noted, or taken again."""
+    return _REPLAY.get() is not None
+
+
 def replayed(found: Steps) -> Steps:
     """What was found itself, or what was noted while steps are frozen."""
     replay = _REPLAY.get()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import adjoint
+from adjoint import again
 from adjoint.engines.native import adaptive, kernel
 from adjoint.timeline import frozen_steps
 
@@ -21,6 +22,7 @@ double = {"dtype": torch.float64}
 def fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADJOINT_CACHE", str(tmp_path_factory.getbasetemp() / "native"))
     kernel._known.clear()
+    again._known.clear()
 
 
 def oscillator(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import adjoint
+from adjoint import again
 from adjoint.engines.native import kernel
 
 pytest.importorskip("llvmlite")
@@ -21,6 +22,7 @@ RATES = torch.tensor([1.1, 0.4, 0.4, 0.1], **double)
 def fresh(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADJOINT_CACHE", str(tmp_path_factory.getbasetemp() / "native"))
     kernel._known.clear()
+    again._known.clear()
 
 
 def predators(dim: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

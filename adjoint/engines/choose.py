@@ -46,12 +46,7 @@ def chosen(problem: Problem, stepper: AutogradStepper, state: State) -> Choice:
     except Refused as reason:
         return Choice(f"{EAGER}; the native engine does not take {reason}")
     where = "kept on disk" if kernel.compiled.from_disk else "compiled"
-    layout = kernel.layout
-    shape = (
-        f"{layout.numbers} numbers" if layout.dim is None else f"{layout.members} members of {layout.numbers} numbers"
-    )
-    said = f"native: {'known already' if known else where}, {shape}, every sweep in one call"
-    return Choice(said, kernel, held, known)
+    return Choice(kernel.said("known already" if known else where), kernel, held, known)
 
 
 def _suits(problem: Problem, state: State) -> None:

@@ -384,6 +384,10 @@ class ExplicitProgram:
         """Steps that have been laid out start elsewhere now."""
         self._tables.clear()
 
+    def begin_anew(self) -> None:
+        """No step has been taken yet."""
+        self._announced, self._known_slope, self._tables = 0, None, {}
+
     def time(self, t: float) -> Tensor:
         return torch.tensor(t, dtype=self.dtype, device=self.device)
 

@@ -24,6 +24,8 @@ class Explored:
 
     outputs: Tensor
     final: Tensor
+    times: np.ndarray
+    """Where the steps start, and where the last one stops."""
     tape: Tensor | None
     """Every state before a step, if they were recorded to the end."""
 
@@ -77,7 +79,7 @@ def explored(
     previous, length = (found["before"], found["earlier"]), found["length"]
     accepted = {"rejected": rejected, "_length": length, "_previous": previous, "_times": times[: steps + 1]}
     timeline.restore({**accepted, "_just_rejected": False})
-    return Explored(outputs, state, tape if counts["recording"] else None)
+    return Explored(outputs, state, times[: steps + 1], tape if counts["recording"] else None)
 
 
 def _settings(program: ExplicitProgram, timeline: AdaptiveTimeline) -> dict[str, float]:

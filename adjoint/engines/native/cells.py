@@ -23,6 +23,8 @@ KIND_OF = {torch.float64: "f64", torch.float32: "f32", torch.int64: "i64", torch
 DTYPE_OF = {kind: dtype for dtype, kind in KIND_OF.items()}
 RESHAPED = frozenset(("squeeze_", "unsqueeze_", "t_", "transpose_", "detach_", "requires_grad_", "as_strided_"))
 """In place, and no number changes."""
+COPYING = frozenset(("to", "contiguous", "reshape", "flatten", "type_as"))
+"""Views where that will do, else copies, in the same order."""
 Nodes = np.ndarray[Any, Any]
 Formulas = dict[str, Callable[..., Any]]
 
@@ -117,8 +119,8 @@ class Cells(TorchDispatchMode):
             return function(*args, **kwargs)
         if schema.is_mutable:
             return self._in_place(function, name, args, kwargs)
-        if any(x.alias_info is not None for x in schema.returns):  # a view
-            return function(*args, **kwargs)
+        if any(x.alias_info is not None for x in schema.returns):
+            return self._viewed(function, name, args, kwargs)
         formula = self._formulas.get(name)
         if formula is None:
             return self._decomposed(function, args, kwargs)
@@ -126,6 +128,16 @@ class Cells(TorchDispatchMode):
         values = formula(self, function, result, args, kwargs)
         for x, nodes in zip(*((result,), (values,)) if isinstance(result, Tensor) else (result, values), strict=True):
             self.write(x, nodes)
+        return result
+
+    def _viewed(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
+        """A view of the same memory; or a copy, of operations that may be either."""
+        result = function(*args, **kwargs)
+        copies = [x for x in tensors_in((result,)) if not self.known(x) and not x.is_meta]
+        if copies and (name not in COPYING or result is not copies[0]):
+            raise Refused(f"the operation {function}, which copies here")
+        for x in copies:
+            self.write(x, self.read(args[0], self.kind(x)).reshape(x.shape))
         return result
 
     def _in_place(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:

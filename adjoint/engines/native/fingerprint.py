@@ -40,8 +40,10 @@ def fingerprint(held: Held) -> tuple[Any, ...]:
             return child.__name__, tuple((x, of(vars(child)[x], names, (*within, child))) for x in found)
         if isinstance(child, type):
             return child
+        if isinstance(child, (float, complex)):
+            return type(child), repr(child)  # zeros have signs
         if isinstance(child, ATOMS):
-            return type(child), child if child == child else "nan"
+            return type(child), child
         if id(child) not in places:
             places[id(child)] = len(places)
             queue.append(child)
@@ -56,17 +58,17 @@ def fingerprint(held: Held) -> tuple[Any, ...]:
         if len(places) > MOST:
             raise Refused(f"f, which leads to more than {MOST} objects")
         parts.append(_itself(x))
-        names = _names(x.__code__) if isinstance(x, FunctionType) else frozenset()
+        names = names_in(x.__code__) if isinstance(x, FunctionType) else frozenset()
         parts.extend((label, of(child, names)) for label, child in children(x))
         if not isinstance(x, KNOWN):
-            parts.extend((name, of(child)) for name, child in _of_class(type(x)))
+            parts.extend((name, of(child)) for name, child in of_class(type(x)))
     return tuple(parts)
 
 
 @functools.lru_cache(maxsize=1024)
-def _names(code: CodeType) -> frozenset[str]:
+def names_in(code: CodeType) -> frozenset[str]:
     """Every name of a global or an attribute that stands in a function: all that it may look for in a module."""
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    inner = (names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType))
     return frozenset(code.co_names).union(*inner)
 
 
@@ -95,7 +97,7 @@ def _itself(x: Any) -> Any:
     return (type(x),)
 
 
-def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
+def of_class(kind: type) -> Iterator[tuple[str, Any]]:
     """What a class of the caller's own holds for all its instances: functions and values."""
     for c in kind.__mro__:
         if (c.__module__ or "").partition(".")[0] in LIBRARIES:

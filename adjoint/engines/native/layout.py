@@ -50,11 +50,11 @@ class Layout:
         with zeros."""
         count = len(rows[0]) if rows else 1
         if self.dim is None:
+            if len(rows) == 1:
+                return rows[0].detach().resolve_neg().reshape(1, count, -1, 1).contiguous()
             flat = [x.detach().reshape(count, -1) for x in rows]
-            whole = (
-                flat[0] if len(flat) == 1 else torch.cat(flat, 1) if flat else torch.empty(count, 0, dtype=self.dtype)
-            )
-            return whole.contiguous().view(1, count, -1, 1)
+            whole = torch.cat(flat, 1) if flat else torch.empty(count, 0, dtype=self.dtype)
+            return whole.view(1, count, -1, 1)
         if not rows:
             return torch.empty(self.tiles(members), count, 0, self.width, dtype=self.dtype)
         flat = [self._ahead(x.detach()).reshape(count, members, -1) for x in rows]
@@ -70,6 +70,8 @@ class Layout:
         if not self.shapes:
             return []
         count = packed.shape[1]
+        if self.dim is None and len(self.shapes) == 1:
+            return [packed.view(count, *self.shapes[0])]
         sizes = [torch.Size(shape).numel() // self.members for shape in self.shapes]
         if self.dim is None:
             parts = packed.view(count, -1).split(sizes, 1)

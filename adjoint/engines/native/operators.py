@@ -315,7 +315,7 @@ FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(("addcmul", "addcdiv"), _with_product),
     **dict.fromkeys("mm bmm mv dot addmm baddbmm addmv addr".split(), _matrices),
     **MOVES,
-    "div": _divided,
+    **dict.fromkeys(("div", "divide", "true_divide"), _divided),
     "where": _where,
     "masked_fill": _masked,
     "clamp": _clamp,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from adjoint.engines.native.cells import Refused
 from revolve import Saved, Schedule
@@ -21,8 +23,8 @@ SKIPPED = (REVERSE, LOAD)
 class Rowed:
     """Both sweeps of one chain: rows (verb, a, b, place, last), and the places they need."""
 
-    forward: Rows
-    backward: Rows
+    forward: Tensor
+    backward: Tensor
     slots: int
     tape: int
     runs: tuple[tuple[int, int], tuple[int, int]]
@@ -38,7 +40,13 @@ def rows_of(schedule: Schedule, steps: int, again: bool) -> Rowed:
         ahead = places.rows(schedule.forward(steps))
     saved = Saved(frozenset({*places.slots, (0, GIVEN)}), tuple(sorted(places.tapes)), -1)
     back = places.rows(schedule.backward(steps, saved))
-    return Rowed(ahead, back, places.slots_made, places.tape_made, (_runs(ahead), _runs(back)))
+    return Rowed(
+        torch.from_numpy(ahead),
+        torch.from_numpy(back),
+        places.slots_made,
+        places.tape_made,
+        (_runs(ahead), _runs(back)),
+    )
 
 
 def _runs(rows: Rows) -> tuple[int, int]:
@@ -47,9 +55,9 @@ def _runs(rows: Rows) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=32)
-def plain_rows(steps: int) -> Rows:
+def plain_rows(steps: int) -> Tensor:
     """The whole chain, and nothing kept."""
-    return np.array([(ADVANCE, 0, steps, 0, 1)], dtype=np.int64)
+    return torch.tensor([(ADVANCE, 0, steps, 0, 1)])
 
 
 @dataclass

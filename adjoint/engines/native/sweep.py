@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,12 +17,11 @@ from adjoint.captured import Captured
 from adjoint.engines.native.adaptive import Explored, explored
 from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.rows import plain_rows, rows_of
-from adjoint.engines.native.trace import Held
 from adjoint.join import TwiceDifferentiable
 from adjoint.memories import Memories
 from adjoint.memory import SHARE, free_bytes
 from adjoint.probe import Weights
-from adjoint.problem import Problem
+from adjoint.problem import Problem, Runs
 from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.tangents import Directions, Second
 from adjoint.tensors import State, bytes_of
@@ -65,51 +64,52 @@ class Room:
         return Memories(replace(problem, budget=None, slots=max(slots, 1)), *self._rest).plan(steps)
 
 
+@dataclass
 class NativeSweep:
-    """One trajectory, by one call forwards and one back; it may be reversed again and again.
+    """A chain by one call forwards and one back; it may be reversed again and again.
 
-    ``linearised`` makes what the derivative of this sweep is had from: the same chain in torch.
+    What does not depend on numbers is shared with the sweeps that follow the same call made again.
     """
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        stepper: AutogradStepper,
-        held: Held,
-        state: State,
-        linearised: Callable[[], TwiceDifferentiable],
-    ) -> None:
-        assert isinstance(stepper.program, ExplicitProgram)
-        self.kernel, self.stepper, self.program, self.held = kernel, stepper, stepper.program, held
-        self.state, self.steps = state, stepper.program.timeline.steps
-        self._linearised = linearised
+    kernel: Kernel
+    program: ExplicitProgram
+    state: State
+    held: Sequence[Tensor]
+    """The tensors that f holds, as the kernel takes them."""
+    runs: Runs | AutogradStepper
+    watch: Callable[[], None]
+    """Raises if something that is still needed has changed."""
+    linearised: Callable[[], TwiceDifferentiable]
+    """Makes what the derivative of this sweep is had from: the same chain in torch."""
+    fixed: dict[str, Any] | None = None
+    """Words that are the same whenever the same call is made, if they are known: of fixed steps."""
+
+    def __post_init__(self) -> None:
+        self.steps = self.program.timeline.steps
         self._schedule: Schedule | None = None
         self._fresh = False
         self._explored: Explored | None = None
-        start = kernel.layout.packed([x[None] for x in state], kernel.layout.members)
-        self._words: dict[str, Any] = {"x0": start, **kernel.inputs(held.tensors), "outputs_each": self.program.outputs}
+        layout = self.kernel.layout
+        start = layout.packed([x[None] for x in self.state], layout.members)
+        self._words: dict[str, Any] = {"x0": start, **self.kernel.inputs(self.held), "outputs_each": self.program.outputs}
         if isinstance(self.program.timeline, FixedTimeline):
-            self._place(self.program.timeline.times)
+            if self.fixed is None:
+                self.fixed = self._placed(self.program.timeline.times)
+            self._words |= self.fixed
 
-    def _place(self, times: np.ndarray) -> None:
+    def _placed(self, times: np.ndarray) -> dict[str, Any]:
         """Which steps end at an asked time, and the asked times inside of others."""
         asked, sign = np.array(self.program.asked.t), 1.0 if times[-1] >= times[0] else -1.0
-        self._index = np.full(self.steps, -1, dtype=np.int64)
-        words: dict[str, Any] = {"times": times, "index": self._index, "asked": asked}
+        index, inner = np.full(self.steps, -1, dtype=np.int64), np.zeros(self.steps + 1, dtype=np.int64)
         if self._explored is None:
             places = np.searchsorted(sign * times, sign * asked)
-            self._index[places[1:] - 1] = np.arange(1, len(places))
+            index[places[1:] - 1] = np.arange(1, len(places))
         else:
-            self._index[-1] = len(asked) - 1
+            index[-1] = len(asked) - 1
             inner = np.searchsorted(sign * asked, sign * times, side="right")
             inner[-1] = len(asked) - 1
-            words |= {"inner": inner.astype(np.int64), "g": torch.empty(self._stages, dtype=self.kernel.dtype)}
-        self._words |= words
-
-    @property
-    def _stages(self) -> int:
-        """Numbers in the slopes of a step, and in a state."""
-        return (self.program.tableau.stages + 1) * self.kernel.layout.numbers
+        words: dict[str, Any] = {"times": times, "index": index, "asked": asked, "inner": inner}
+        return {name: torch.from_numpy(x) for name, x in words.items()}
 
     def explore(self, most: int) -> bool:
         """Find the steps of an adaptive solve, and record at most so many states; whether the end was reached."""
@@ -120,7 +120,7 @@ class NativeSweep:
         self._explored, timeline = found, self.program.timeline
         assert isinstance(timeline, AdaptiveTimeline)
         self.steps = timeline.steps
-        self._place(timeline.snapshot()["_times"])
+        self._words |= self._placed(found.times)
         return True
 
     @property
@@ -132,27 +132,28 @@ class NativeSweep:
         """Outputs by leaf, and the last state. Without a schedule nothing is kept."""
         words, layout, found = self._words, self.kernel.layout, self._explored
         self._schedule = schedule
-        words["work"] = words["x0"].clone()
         if found is not None:
+            words["work"] = torch.empty_like(words["x0"])
             if self.recorded:
                 words |= {**self._room(0, 0), "tape": found.tape}
                 self._fresh = True
             self._count(0 if self.recorded else self.steps, self.steps if self.recorded else 0)
             return layout.unpacked(found.outputs), tuple(x[0] for x in layout.unpacked(found.final))
-        outputs = layout.packed([x.new_empty(self.program.outputs, *x.shape) for x in self.state], layout.members)
-        outputs[:, :1] = words["x0"]
+        words["work"] = work = words["x0"].clone()
+        outputs = torch.empty(self.kernel.tiles, self.program.outputs, layout.numbers, layout.width, dtype=layout.dtype)
+        outputs[:, :1] = work
         if schedule is None:
             rows, runs = plain_rows(self.steps), (self.steps, 0)
         else:
             rowed = rows_of(schedule, self.steps, False)
             self._fresh, rows, runs = True, rowed.forward, rowed.runs[0]
             words |= self._room(rowed.slots, rowed.tape)
-        self.kernel.call({**words, **_rows(rows), "outputs": outputs, "emitting": 1})
+        self.kernel.call({**words, "rows": rows, "row_count": len(rows), "outputs": outputs, "emitting": 1})
         self._count(*runs)
-        return layout.unpacked(outputs), tuple(x[0] for x in layout.unpacked(words["work"]))
+        return layout.unpacked(outputs), tuple(x[0] for x in layout.unpacked(work))
 
     def check(self) -> None:
-        self.stepper.captured.check()
+        self.watch()
 
     def reverse(self, of_outputs: Cotangent, of_state: Cotangent) -> list[Tensor | None]:
         """Cotangents of (x_0, the program's inputs, the captured tensors)."""
@@ -162,29 +163,30 @@ class NativeSweep:
         if not self._fresh:
             words |= self._room(rowed.slots, rowed.tape)
         self._fresh = False
-        seeds, lam = (
-            self._packed(of_outputs, program.outputs),
-            self._packed([x if x is None else x[None] for x in of_state], 1),
-        )
-        sums, width = kernel.sums(), kernel.layout.width
-        ends = torch.zeros(self.steps + 1 if kernel.times else 1, width, dtype=torch.float64)
-        kernel.call({**words, **_rows(rowed.backward), "cotangents": seeds, "lam": lam, "ends": ends, **sums})
+        seeds = self._packed(of_outputs, program.outputs)
+        lam = self._packed([None if x is None else x[None] for x in of_state], 1).clone()
+        sums, layout = kernel.sums(), kernel.layout
+        ends = torch.zeros(self.steps + 1 if kernel.times else 1, layout.width, dtype=torch.float64)
+        more = {"rows": rowed.backward, "row_count": len(rowed.backward), "cotangents": seeds, "lam": lam, "ends": ends}
+        if self._explored is not None:
+            more["g"] = torch.empty((program.tableau.stages + 1) * layout.numbers, dtype=layout.dtype)
+        kernel.call({**words, **more, **sums})
         for name in ("slots", "tape"):
             words.pop(name)
         self._count(*rowed.runs[1])
-        first = kernel.layout.unpacked(lam + seeds[:, :1])
+        first = layout.unpacked(lam + seeds[:, :1])
         program.begin_reverse()
         if kernel.times:
             program.take_ends(ends.sum(1))
-        of_held = dict(zip(map(id, self.held.tensors), kernel.of_held(sums, self.held.tensors), strict=True))
-        captured = [of_held[id(x)] for x in self.stepper.captured.tensors]
+        found = zip(kernel.of_held(sums, self.held), self.held, strict=True)
+        captured = [g for g, x in found if x.requires_grad]
         return [*(x[0] for x in first), *program.input_cotangents(), *captured]
 
     def tangents(self, directions: Directions) -> tuple[list[Tensor], State]:
-        return self._linearised().tangents(directions)
+        return self.linearised().tangents(directions)
 
     def second(self, of_outputs: Cotangent, of_state: Cotangent, directions: Directions) -> Second:
-        return self._linearised().second(of_outputs, of_state, directions)
+        return self.linearised().second(of_outputs, of_state, directions)
 
     def _room(self, slots: int, tape: int) -> dict[str, Any]:
         """Memory for kept states."""
@@ -194,17 +196,15 @@ class NativeSweep:
         return {**places, "slots_each": slots, "tape_each": tape}
 
     def _count(self, plain: int, recorded: int) -> None:
-        self.stepper.plain_runs += plain
-        self.stepper.recorded_runs += recorded
+        self.runs.plain_runs += plain
+        self.runs.recorded_runs += recorded
         self.program.evaluations += self.program.tableau.weighted * (plain + recorded)
 
     def _packed(self, cotangents: Sequence[Tensor | None], count: int) -> Tensor:
         """Cotangents by leaf, of so many rows; what is None is zero."""
-        layout, zero = self.kernel.layout, torch.zeros((), dtype=self.kernel.dtype)
-        given = cotangents or [None] * len(self.state)
-        whole = [zero.expand(count, *like.shape) if x is None else x for x, like in zip(given, self.state, strict=True)]
-        return layout.packed(whole, layout.members, zeros=True).clone()
-
-
-def _rows(rows: np.ndarray) -> dict[str, Any]:
-    return {"rows": rows, "row_count": len(rows)}
+        layout = self.kernel.layout
+        if not cotangents:
+            return torch.zeros(self.kernel.tiles, count, layout.numbers, layout.width, dtype=layout.dtype)
+        pairs = zip(cotangents, self.state, strict=True)
+        whole = [like.new_zeros(()).expand(count, *like.shape) if x is None else x for x, like in pairs]
+        return layout.packed(whole, layout.members, zeros=True)
