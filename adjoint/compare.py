@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint, odeint_adjoint
 
+from adjoint.cases import Case
 from adjoint.measure import Differentiated, Recipe, Scales, differentiate, how_weighed, norm, power, quickest
-from adjoint.problems import Case
 from adjoint.solve import Solution, solve
 from adjoint.timeline import SolveError
 

@@ -16,9 +16,10 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from adjoint import plot, tables
+from adjoint.cases import Case
 from adjoint.compare import Comparison, compare, ways
 from adjoint.measure import Recipe, Scales, Sweep, sweep
-from adjoint.problems import Case, pelts, problem_named
+from adjoint.problems import pelts, problem_named
 from adjoint.progress import bar
 from adjoint.solve import solve
 from revolve import Binomial

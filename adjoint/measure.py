@@ -26,10 +26,11 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from adjoint.cases import Case, NamedProblem
 from adjoint.memory import Meter
-from adjoint.problems import Case, NamedProblem, problem_named
+from adjoint.methods import NAMED
+from adjoint.problems import problem_named
 from adjoint.solve import Solution, solve
-from adjoint.tableaus import METHODS
 from adjoint.tensors import bytes_of
 from revolve import Online, Plan
 
@@ -38,6 +39,8 @@ TENSORS = "bytes of tensors"
 LARGE = 2**12
 """States of so many bytes and more are weighed by their tensors."""
 STATUS = Path("/proc/self/status")
+RTOL = 1e-6
+"""The relative tolerance of ``solve``, where it is not said."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,17 @@ class Recipe:
     @property
     def adaptive(self) -> bool:
         """Whether the steps are found on the way."""
-        return METHODS[self.options.get("method", self.named.method)].adaptive
+        return NAMED[self.options.get("method", self.named.method)].adaptive
 
     def case(self) -> Case:
         return self.named.case(self.size, self.device, self.dtype)
 
     def solved(self, case: Case) -> Solution:
-        defaults = {"method": self.named.method, "dt": self.named.dt}
-        return solve(case.f, case.y0, case.t, args=case.args, **(defaults | self.options))
+        options = {"method": self.named.method, "dt": self.named.dt} | self.options
+        if self.named.small is not None:
+            options = self.named.tolerances(options.get("rtol", RTOL)) | options
+        options["method"] = case.suited(options["method"])
+        return solve(case.f, case.y0, case.t, args=case.args, **options)
 
     def but(self, **options: Any) -> Recipe:
         return replace(self, options=self.options | options)

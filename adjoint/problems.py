@@ -1,14 +1,14 @@
 """Named problems: small ODEs with parameters, times and a loss, to try things out on.
 
-A new problem is one function that makes a :class:`Case` and one more line in ``PROBLEMS``.
+A new problem is one function that makes a :class:`adjoint.cases.Case` and one more line in ``PROBLEMS``.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from typing import NamedTuple
@@ -16,84 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Case:
-    """One problem as tensors on a device: dy/dt = f(t, y, *parameters), y(t[0]) = y0, and a loss of the solution."""
-
-    f: Callable[..., Tensor]
-    y0: Tensor
-    t: Tensor
-    parameters: dict[str, Tensor]
-    loss: Callable[[Tensor], Tensor]
-    """A number from ys, shape (times, *state)."""
-
-    @property
-    def args(self) -> tuple[Tensor, ...]:
-        return tuple(self.parameters.values())
-
-    @property
-    def inputs(self) -> dict[str, Tensor]:
-        """Everything that is differentiated, by name."""
-        return {"y0": self.y0, **self.parameters}
-
-    def on(self, device: torch.device | str, dtype: torch.dtype) -> Case:
-        """The same case with fresh leaves, elsewhere or in another precision."""
-
-        def leaf(x: Tensor) -> Tensor:
-            return x.detach().to(device, dtype).requires_grad_()
-
-        parameters = {name: leaf(x) for name, x in self.parameters.items()}
-        return replace(self, y0=leaf(self.y0), t=self.t.to(device, dtype), parameters=parameters)
-
-    def with_values(self, values: dict[str, Tensor]) -> Case:
-        """The same case at other values of y0 and the parameters, fresh leaves all."""
-        leaves = {name: values.get(name, x).detach().clone().requires_grad_() for name, x in self.inputs.items()}
-        return replace(self, y0=leaves.pop("y0"), parameters=leaves)
-
-    def beginning(self, share: float) -> Case:
-        """The same equation over a small first share of the first interval, with a loss that asks for no data."""
-        start, stop = self.t[0], self.t[1]
-        t = torch.stack((start, start + share * (stop - start)))
-        return replace(self, t=t, loss=lambda ys: ys.square().mean())
-
-
-@dataclass(frozen=True)
-class NamedProblem:
-    """A problem with the defaults that suit it."""
-
-    name: str
-    description: str
-    make: Callable[[int], Case]
-    """A case of this size, in double precision on the CPU."""
-    size: int = 0
-    """0: the problem has one size only."""
-    size_is: str = ""
-    least: int = 1
-    """The smallest size."""
-    method: str = "tsit5"
-    dt: float | None = None
-    dissipative: bool = False
-    """Whether states approach each other so fast that solving them backwards loses every digit."""
-
-    def case(
-        self, size: int | None = None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
-    ) -> Case:
-        """The problem as tensors; ValueError for a size that it cannot have."""
-        if size is not None and not self.size:
-            raise ValueError(f"size={size} says nothing to {self.name}, which has one size only; leave it out")
-        if size is not None and size < self.least:
-            raise ValueError(f"size={size} is too small for {self.name} ({self.size_is}); give at least {self.least}")
-        return self.make(size or self.size).on(device, dtype)
-
-
-def problem_named(name: str) -> NamedProblem:
-    """The problem of this name; ValueError with the nearest name."""
-    if name not in PROBLEMS:
-        near = get_close_matches(name, PROBLEMS, 1, 0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"problem {name!r} is unknown; {hint}known are {', '.join(PROBLEMS)}")
-    return PROBLEMS[name]
+from adjoint.cases import Case, NamedProblem, grid, logs, numbers, random
+from adjoint.stiff_problems import STIFF
 
 
 class Pelts(NamedTuple):
@@ -110,22 +34,6 @@ def pelts() -> Pelts:
     return Pelts([int(r["year"]) for r in rows], [float(r["hare"]) for r in rows], [float(r["lynx"]) for r in rows])
 
 
-def _numbers(**values: float) -> dict[str, Tensor]:
-    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-
-
-def _logs(**values: float) -> dict[str, Tensor]:
-    return {f"log_{name}": torch.tensor(math.log(value), dtype=torch.float64) for name, value in values.items()}
-
-
-def _grid(stop: float, times: int) -> Tensor:
-    return torch.linspace(0, stop, times, dtype=torch.float64)
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def _lotka_volterra(size: int) -> Case:
     """Of populations as logarithms, fitted to the pelts: the loss is the mean squared residual of the logarithms.
 
@@ -135,9 +43,9 @@ def _lotka_volterra(size: int) -> Case:
     """
     data = pelts()
     observed = torch.tensor([data.hare, data.lynx], dtype=torch.float64).T.log()
-    y0, t = observed[0], _grid(20.0, 21)
+    y0, t = observed[0], grid(20.0, 21)
     if size > 1:
-        y0, t = y0[:, None] + 0.1 * _random(2, size, seed=0), t[[0, -1]]
+        y0, t = y0[:, None] + 0.1 * random(2, size, seed=0), t[[0, -1]]
         observed = observed[[0, -1], :, None]
 
     def f(t: Tensor, y: Tensor, *logs: Tensor) -> Tensor:
@@ -148,7 +56,7 @@ def _lotka_volterra(size: int) -> Case:
     def loss(ys: Tensor) -> Tensor:
         return (ys[1:] - observed[1:].to(ys)).square().mean() if size > 1 else (ys - observed.to(ys)).square().mean()
 
-    return Case(f, y0, t, _logs(alpha=0.5, beta=0.05, gamma=0.5, delta=0.05), loss)
+    return Case(f, y0, t, logs(alpha=0.5, beta=0.05, gamma=0.5, delta=0.05), loss)
 
 
 def _gene_ring(size: int) -> Case:
@@ -169,8 +77,8 @@ def _gene_ring(size: int) -> Case:
     def loss(ys: Tensor) -> Tensor:
         return ys[-1, size:].square().mean()
 
-    rates = _logs(turnover=20.0, strength=4.0, decay=1.0)
-    return Case(f, torch.cat((messengers, proteins)), _grid(2.0, 2), rates, loss)
+    rates = logs(turnover=20.0, strength=4.0, decay=1.0)
+    return Case(f, torch.cat((messengers, proteins)), grid(2.0, 2), rates, loss)
 
 
 def _lorenz(_: int) -> Case:
@@ -179,7 +87,7 @@ def _lorenz(_: int) -> Case:
         return torch.stack((sigma * (y_ - x), x * (rho - z) - y_, x * y_ - beta * z))
 
     y0 = torch.tensor([1.0, 1.0, 20.0], dtype=torch.float64)
-    return Case(f, y0, _grid(3.0, 31), _numbers(sigma=10.0, rho=28.0, beta=8 / 3), lambda ys: ys[:, 2].mean())
+    return Case(f, y0, grid(3.0, 31), numbers(sigma=10.0, rho=28.0, beta=8 / 3), lambda ys: ys[:, 2].mean())
 
 
 def _van_der_pol(_: int) -> Case:
@@ -188,7 +96,7 @@ def _van_der_pol(_: int) -> Case:
         return torch.stack((v, mu * (1 - x * x) * v - x))
 
     y0 = torch.tensor([2.0, 0.0], dtype=torch.float64)
-    return Case(f, y0, _grid(10.0, 41), _numbers(mu=3.0), lambda ys: ys[:, 0].square().mean())
+    return Case(f, y0, grid(10.0, 41), numbers(mu=3.0), lambda ys: ys[:, 0].square().mean())
 
 
 def _pendulum(_: int) -> Case:
@@ -197,8 +105,8 @@ def _pendulum(_: int) -> Case:
         return torch.stack((speed, -gravity / length * angle.sin() - damping * speed))
 
     y0 = torch.tensor([2.5, 0.0], dtype=torch.float64)
-    parameters = _numbers(gravity=9.81, length=1.0, damping=0.1)
-    return Case(f, y0, _grid(10.0, 51), parameters, lambda ys: (ys[:, 0] - 1).square().mean())
+    parameters = numbers(gravity=9.81, length=1.0, damping=0.1)
+    return Case(f, y0, grid(10.0, 51), parameters, lambda ys: (ys[:, 0] - 1).square().mean())
 
 
 def _neural_ode(size: int) -> Case:
@@ -209,14 +117,14 @@ def _neural_ode(size: int) -> Case:
 
     hidden = 4 * size
     parameters = {
-        "w1": _random(size, hidden, seed=0) / math.sqrt(size),
+        "w1": random(size, hidden, seed=0) / math.sqrt(size),
         "b1": torch.zeros(hidden, dtype=torch.float64),
-        "w2": _random(hidden, size, seed=1) / math.sqrt(hidden),
+        "w2": random(hidden, size, seed=1) / math.sqrt(hidden),
         "b2": torch.zeros(size, dtype=torch.float64),
     }
-    goal = _random(64, size, seed=3)
+    goal = random(64, size, seed=3)
     return Case(
-        f, _random(64, size, seed=2), _grid(1.0, 2), parameters, lambda ys: (ys[-1] - goal.to(ys)).square().mean()
+        f, random(64, size, seed=2), grid(1.0, 2), parameters, lambda ys: (ys[-1] - goal.to(ys)).square().mean()
     )
 
 
@@ -237,9 +145,9 @@ def _gray_scott(size: int) -> Case:
     y0[0] = 1
     middle = slice(3 * size // 8, 5 * size // 8 + 1)
     y0[:, middle, middle] = torch.tensor([0.5, 0.25], dtype=torch.float64)[:, None, None]
-    y0 += 0.01 * _random(2, size, size, seed=0)
-    parameters = _numbers(du=0.16, dv=0.08, feed=0.035, kill=0.06)
-    return Case(f, y0, _grid(40.0, 2), parameters, lambda ys: ys[-1, 1].square().mean())
+    y0 += 0.01 * random(2, size, size, seed=0)
+    parameters = numbers(du=0.16, dv=0.08, feed=0.035, kill=0.06)
+    return Case(f, y0, grid(40.0, 2), parameters, lambda ys: ys[-1, 1].square().mean())
 
 
 def _pleiades(_: int) -> Case:
@@ -258,7 +166,7 @@ def _pleiades(_: int) -> Case:
     speeds = [[0.0, 0, 0, 0, 0, 1.75, -1.5], [0.0, 0, 0, -1.25, 1, 0, 0]]
     masses = torch.arange(1.0, 8.0, dtype=torch.float64)
     y0 = torch.tensor([places, speeds], dtype=torch.float64)
-    return Case(f, y0, _grid(3.0, 4), {"masses": masses}, lambda ys: ys[-1, 0].square().mean())
+    return Case(f, y0, grid(3.0, 4), {"masses": masses}, lambda ys: ys[-1, 0].square().mean())
 
 
 def _cnot(pieces: int) -> Case:
@@ -285,7 +193,7 @@ def _cnot(pieces: int) -> Case:
         return 1 - last.square().sum() / 16
 
     y0 = torch.stack((torch.eye(4, dtype=torch.float64), torch.zeros(4, 4, dtype=torch.float64)))
-    return Case(f, y0, _grid(end, pieces + 1), {"pulse": 0.5 * _random(pieces, 4, seed=1)}, loss)
+    return Case(f, y0, grid(end, pieces + 1), {"pulse": 0.5 * random(pieces, 4, seed=1)}, loss)
 
 
 PROBLEMS: dict[str, NamedProblem] = {
@@ -333,5 +241,40 @@ PROBLEMS: dict[str, NamedProblem] = {
             method="rk4",
             dt=1.0,
         ),
+        *STIFF,
     )
 }
+
+
+def problem_named(name: str) -> NamedProblem:
+    """The problem of this name; ValueError with the nearest name."""
+    if name not in PROBLEMS:
+        near = get_close_matches(name, PROBLEMS, 1, 0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"problem {name!r} is unknown; {hint}known are {', '.join(PROBLEMS)}")
+    return PROBLEMS[name]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a problem's last state, loss and gradient are, by two computations that share no code."""
+
+    state: Tensor
+    """At the last time; shaped like y0."""
+    loss: float
+    gradient: dict[str, Tensor]
+    """Of the loss, by input."""
+    agreement: tuple[float, float]
+    """How far both are apart, relative: states by number, gradients by norm, scaled by the inputs."""
+
+
+def reference_of(name: str, size: int | None = None) -> Known | None:
+    """The stored values of this problem, made by ``python -m benchmarks.references``; None if there are none."""
+    problem = problem_named(name)
+    text = (files("adjoint") / "data" / "references.json").read_text()
+    found = json.loads(text)["problems"].get(f"{name}:{size or problem.size}" if problem.size else name)
+    if found is None:
+        return None
+    gradient = {key: torch.tensor(value, dtype=torch.float64) for key, value in found["gradient"].items()}
+    state = torch.tensor(found["state"], dtype=torch.float64)
+    return Known(state, found["loss"], gradient, (found["agreement"]["state"], found["agreement"]["gradient"]))

@@ -66,7 +66,7 @@ def test_the_pelts_are_those_of_the_hudson_bay_company() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", [name for name, problem in PROBLEMS.items() if not problem.stiff])
 def test_every_problem_has_a_finite_gradient_in_every_input(name: str, dtype: torch.dtype) -> None:
     recipe = Recipe(name, SMALL.get(name), dtype=dtype, options={"rtol": 1e-5, "atol": 1e-6})
     case = recipe.case()

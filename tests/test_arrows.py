@@ -167,6 +167,8 @@ ORDER = {
         "check",
         "newton",
         "steady",
+        "cases",
+        "stiff_problems",
         "problems",
         "measure",
         "arguments",
