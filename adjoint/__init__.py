@@ -7,7 +7,9 @@ from adjoint.checkpointed import Checkpointed, checkpointed
 from adjoint.estimate import Estimate, estimate
 from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
-from adjoint.implicit_tableaus import IMPLICIT, ImplicitTableau, theta_method
+from adjoint.implicit_method import Implicit
+from adjoint.implicit_tableau import ImplicitTableau, theta_method
+from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.interpolate import DenseSolution
 from adjoint.interpolating import Gauss, Interpolating, Quadrature
 from adjoint.linear import Dense
@@ -24,8 +26,7 @@ from adjoint.solve import Solution, solve
 from adjoint.sparse import Krylov, Sparse
 from adjoint.steady import SteadyState, steady_state
 from adjoint.steppers.adams import MULTISTEP, Adams
-from adjoint.steppers.implicit import Implicit
-from adjoint.steppers.roots import Newton
+from adjoint.steppers.newton import Newton
 from adjoint.steppers.symplectic import SPLITTINGS, Flows, Splitting
 from adjoint.stepping import TakenStep, steps
 from adjoint.tableaus import METHODS, Tableau

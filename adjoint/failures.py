@@ -35,7 +35,8 @@ def failure_of(
         j = _first_bad(outcome.outputs, len(asked))
         if j is None:
             return None
-        failure = None if observed else _first_broken(program, function, first, outcome.outputs, j)
+        failure = getattr(program, "broken", None)
+        failure = failure or (None if observed else _first_broken(program, function, first, outcome.outputs, j))
         failure = failure or _coarsely(outcome, program, asked, j, observed)
     failure.y = _tree(program.structure, failure.state)
     return failure

@@ -1,174 +1,16 @@
-"""Implicit Runge-Kutta coefficients as data, each with its source; a new method is a constant and a line in IMPLICIT."""
+"""Implicit Runge-Kutta coefficients, each with its source; a new method is a constant and a line in IMPLICIT."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from fractions import Fraction as F
-from functools import cached_property
 
-from adjoint.tableaus import hermite
+from adjoint.implicit_tableau import DIGITS, ImplicitTableau, collocation, exact, square, theta_method, with_slopes
 
-Row = tuple[float, ...]
-DIGITS = 40
-"""In which coefficients that are no fractions are computed, before they are rounded."""
-
-
-@dataclass(frozen=True)
-class ImplicitTableau:
-    """k_i = f(t + c_i h, y + h sum_j a_ij k_j), y_new = y + h sum_i b_i k_i, with any entry of ``a``.
-
-    ``error`` (b minus the embedded weights) makes it adaptive. ``dense[i]`` are the coefficients of
-    b_i(theta) = sum_m dense[i][m] theta^(m+1) of the interpolant y + h sum_i b_i(theta) k_i.
-    """
-
-    name: str
-    order: int
-    c: Row
-    a: tuple[Row, ...]
-    b: Row
-    source: str
-    error: Row | None = None
-    error_order: int = 0
-    """The step is controlled with exponent 1 / (error_order + 1): the lesser of the orders of both solutions."""
-    dense: tuple[Row, ...] | None = None
-    dense_order: int = 0
-    explicit: tuple[Row, ...] | None = None
-    """The matrix of the explicit method for the first part of f = (explicit, implicit); same b, c, error, dense."""
-    filtered: float = 0.0
-    """gamma_0: the error is (I - h gamma_0 J)^-1 h (gamma_0 f(t, y) + sum_i error_i k_i), J at the step's start."""
-
-    def __post_init__(self) -> None:
-        stages = len(self.b)
-        assert len(self.c) == len(self.a) == stages, self.name
-        assert all(len(row) == stages for row in self.a), self.name
-        for rows in (self.error, self.dense, self.explicit):
-            assert rows is None or len(rows) == stages, self.name
-        for matrix in (self.a, self.explicit or self.a):
-            for c, row in zip(self.c, matrix, strict=True):
-                assert abs(c - sum(row)) < 1e-12, f"{self.name}: c is not the row sum of a"
-        assert abs(sum(self.b) - 1) < 1e-12, f"{self.name}: b does not sum to one"
-
-    @property
-    def stages(self) -> int:
-        return len(self.b)
-
-    @property
-    def adaptive(self) -> bool:
-        return self.error is not None
-
-    weighted = interpolated = stages
-    first_same_as_last = False
-    """The last slope is a part of the chain's state instead (see ``carries``)."""
-
-    @cached_property
-    def coupled(self) -> bool:
-        """Whether all stages are one system of equations; if not, they are solved one after the other."""
-        return any(any(row[i + 1 :]) for i, row in enumerate(self.a))
-
-    @cached_property
-    def starts_explicitly(self) -> bool:
-        """Whether the first stage is f at the state before the step."""
-        return not any(self.a[0])
-
-    @cached_property
-    def ends_at_last(self) -> bool:
-        """Whether the last stage is the new state (stiffly accurate)."""
-        return self.a[-1] == self.b and self.c[-1] == 1
-
-    @cached_property
-    def carries(self) -> bool:
-        """Whether the last slope goes on to the next step, whose first one it is.
-
-        f itself there would take the Newton error of the state times the stiffness.
-        """
-        return self.ends_at_last and (self.starts_explicitly or self.filtered != 0)
-
-
-def _exact(b: Sequence[float | F | Decimal]) -> Row:
-    return tuple(float(x) for x in b)
-
-
-def _square(rows: Sequence[Sequence[float | F | Decimal]]) -> tuple[Row, ...]:
-    return tuple(_exact([*row, *[0.0] * (len(rows) - len(row))]) for row in rows)
-
-
-def _sums(rows: Sequence[Sequence[float | F | Decimal]]) -> Row:
-    return tuple(float(sum((F(x) for x in row), F(0))) for row in rows)
-
-
-def _lagrange(nodes: Sequence[Decimal]) -> list[list[Decimal]]:
-    """The integral from 0 to theta of each Lagrange polynomial: coefficients of theta, theta^2, .."""
-    found = []
-    for own in nodes:
-        polynomial = [Decimal(1)]
-        for other in nodes:
-            if other != own:
-                lower = [-other * x for x in polynomial] + [Decimal(0)]
-                raised = [Decimal(0), *polynomial]
-                polynomial = [(x + y) / (own - other) for x, y in zip(lower, raised, strict=True)]
-        found.append([x / (power + 1) for power, x in enumerate(polynomial)])
-    return found
-
-
-def _at(polynomial: Sequence[Decimal], theta: Decimal) -> Decimal:
-    return sum((x * theta ** (power + 1) for power, x in enumerate(polynomial)), Decimal(0))
-
-
-def _collocation(name: str, order: int, nodes: Sequence[Decimal], source: str) -> ImplicitTableau:
-    """The polynomial of degree s whose slope is f at the nodes; it is its own interpolant."""
-    integrals = _lagrange(nodes)
-    a = [[_at(p, c) for p in integrals] for c in nodes]
-    b = [_at(p, Decimal(1)) for p in integrals]
-    dense = tuple(_exact(p) for p in integrals)
-    rows = [_exact(row) for row in a]
-    if nodes[-1] == 1:
-        rows[-1] = _exact(b)
-    return ImplicitTableau(
-        name, order, _exact(nodes), tuple(rows), _exact(b), source, dense=dense, dense_order=len(nodes)
-    )
-
-
-def _with_slopes(
-    name: str,
-    order: int,
-    rows: Sequence[Sequence[float | F | Decimal]],
-    source: str,
-    embedded: Sequence[float | F | Decimal] | None = None,
-    explicit: Sequence[Sequence[float | F]] | None = None,
-    error_order: int | None = None,
-) -> ImplicitTableau:
-    """A method whose first and last stages are f at both ends of a step: its interpolant is the cubic through these."""
-    a, b = _square(rows), _exact(rows[-1])
-    error = None if embedded is None else tuple(float(F(x) - F(y)) for x, y in zip(rows[-1], embedded, strict=True))
-    return ImplicitTableau(
-        name,
-        order,
-        _sums(rows),
-        a,
-        b,
-        source,
-        error=error,
-        error_order=0 if error is None else order - 1 if error_order is None else error_order,
-        dense=hermite(b),
-        dense_order=min(order, 3),
-        explicit=None if explicit is None else _square(explicit),
-    )
-
-
-def theta_method(theta: float, name: str = "") -> ImplicitTableau:
-    """y_new = y + h ((1 - theta) f(t, y) + theta f(t_new, y_new)), 0 < theta <= 1; order 2 for theta = 1/2, else 1."""
-    if not 0 < theta <= 1:
-        raise ValueError(f"theta={theta} makes no implicit method that is of use; give a number above 0 and at most 1")
-    order = 2 if theta == 0.5 else 1
-    rows = [[F(0)], [1 - F(theta), F(theta)]]
-    return _with_slopes(name or f"theta({theta:g})", order, rows, "Hairer & Wanner, Solving ODEs II, section IV.3")
-
-
-BACKWARD_EULER = _collocation("backward_euler", 1, [Decimal(1)], "Euler (1768), backwards")
-IMPLICIT_MIDPOINT = _collocation("implicit_midpoint", 2, [Decimal("0.5")], "Gauss, one stage")
+BACKWARD_EULER = collocation("backward_euler", 1, [Decimal(1)], "Euler (1768), backwards")
+IMPLICIT_MIDPOINT = collocation("implicit_midpoint", 2, [Decimal("0.5")], "Gauss, one stage")
 TRAPEZOID = theta_method(0.5, "trapezoid")
 
 
@@ -185,14 +27,14 @@ def _computed() -> dict[str, ImplicitTableau]:
         two, three, six, fifteen = (Decimal(n).sqrt() for n in (2, 3, 6, 15))
         alexander = "Alexander (1977), SIAM J. Numer. Anal. 14(6), 1006-1021"
         gamma = 1 - two / 2
-        sdirk = _collocation("sdirk2", 2, [gamma, one], alexander)
+        sdirk = collocation("sdirk2", 2, [gamma, one], alexander)
         add(
             ImplicitTableau(
                 "sdirk2",
                 2,
                 sdirk.c,
-                _square([[gamma], [1 - gamma, gamma]]),
-                _exact([1 - gamma, gamma]),
+                square([[gamma], [1 - gamma, gamma]]),
+                exact([1 - gamma, gamma]),
                 alexander,
                 dense=sdirk.dense,
                 dense_order=2,
@@ -203,13 +45,13 @@ def _computed() -> dict[str, ImplicitTableau]:
         hosea = (
             "Bank et al. (1985), IEEE Trans. CAD 4(4); embedded: Hosea & Shampine (1996), Appl. Numer. Math. 20, 21-37"
         )
-        add(_with_slopes("trbdf2", 2, [[0], [d, d], [w, w, d]], hosea, embedded, error_order=2))
+        add(with_slopes("trbdf2", 2, [[0], [d, d], [w, w, d]], hosea, embedded, error_order=2))
         butcher = "Butcher (1964); Kuntzmann (1961); Hairer & Wanner, Solving ODEs II, table IV.5.1 and 5.2"
-        add(_collocation("gauss4", 4, [one / 2 - three / 6, one / 2 + three / 6], butcher))
-        add(_collocation("gauss6", 6, [one / 2 - fifteen / 10, one / 2, one / 2 + fifteen / 10], butcher))
+        add(collocation("gauss4", 4, [one / 2 - three / 6, one / 2 + three / 6], butcher))
+        add(collocation("gauss6", 6, [one / 2 - fifteen / 10, one / 2, one / 2 + fifteen / 10], butcher))
         ehle = "Ehle (1969); Axelsson (1969); Hairer & Wanner, Solving ODEs II, table IV.5.5 and 5.6"
-        add(_collocation("radau3", 3, [one / 3, one], ehle))
-        plain = _collocation("radau5", 5, [(4 - six) / 10, (4 + six) / 10, one], ehle)
+        add(collocation("radau3", 3, [one / 3, one], ehle))
+        plain = collocation("radau5", 5, [(4 - six) / 10, (4 + six) / 10, one], ehle)
         found["radau5"] = _radau5(plain)
     return found
 
@@ -256,7 +98,7 @@ def _kvaerno3() -> ImplicitTableau:
     g = _root(0.4358665, [1, -3, F(3, 2), F(-1, 6)])
     third = [(-4 * g**2 + 6 * g - 1) / (4 * g), (1 - 2 * g) / (4 * g), g]
     last = [(6 * g - 1) / (12 * g), -1 / ((24 * g - 12) * g), (-6 * g**2 + 6 * g - 1) / (6 * g - 3), g]
-    return _with_slopes("kvaerno3", 3, [[0], [g, g], third, last], KVAERNO, [*third, 0])
+    return with_slopes("kvaerno3", 3, [[0], [g, g], third, last], KVAERNO, [*third, 0])
 
 
 def _kvaerno4() -> ImplicitTableau:
@@ -283,7 +125,7 @@ def _kvaerno4() -> ImplicitTableau:
         p(-24, 36, -12, 1) / p(24, -24, 4),
         g,
     ]
-    return _with_slopes("kvaerno4", 4, [[0], [g, g], third, fourth, last], KVAERNO, [*fourth, 0])
+    return with_slopes("kvaerno4", 4, [[0], [g, g], third, fourth, last], KVAERNO, [*fourth, 0])
 
 
 def _decimals(text: str) -> list[F]:
@@ -303,7 +145,7 @@ def _kvaerno5() -> ImplicitTableau:
             "0.13659751177640291 0 -0.05496908796538376 -0.04118626728321046 0.62993304899016403 0.06962479448202728 0.26",
         )
     ]
-    return _with_slopes("kvaerno5", 5, rows, KVAERNO, [*rows[-2], 0])
+    return with_slopes("kvaerno5", 5, rows, KVAERNO, [*rows[-2], 0])
 
 
 KENCARP = "Kennedy & Carpenter (2003), Appl. Numer. Math. 44, 139-181"
@@ -311,7 +153,7 @@ KENCARP = "Kennedy & Carpenter (2003), Appl. Numer. Math. 44, 139-181"
 
 def _kencarp(order: int, implicit: Sequence[str], explicit: Sequence[str], embedded: str) -> ImplicitTableau:
     rows, own = ([_decimals(x) for x in part] for part in (implicit, explicit))
-    return _with_slopes(f"kencarp{order}", order, rows, KENCARP, _decimals(embedded), own)
+    return with_slopes(f"kencarp{order}", order, rows, KENCARP, _decimals(embedded), own)
 
 
 KENCARP3 = _kencarp(

@@ -39,6 +39,16 @@ class LinearAlgebra(Protocol):
         """Whether the first dimension of y counts members that f does not mix."""
         ...
 
+    @property
+    def reusable(self) -> bool:
+        """Whether a Jacobian, once made, can serve later steps."""
+        ...
+
+    @property
+    def drift(self) -> float:
+        """Steps whose lengths differ by this share at most may have a factorisation in common."""
+        ...
+
     def jacobian(self, value: Tensor, at: Tensor) -> Any:
         """df/dy from the graph of ``value = f(at)``, which is left as it is."""
         ...
@@ -57,6 +67,9 @@ class Dense:
     """
 
     members: bool = False
+
+    reusable = True
+    drift = 0.0
 
     def jacobian(self, value: Tensor, at: Tensor) -> Tensor:
         """(n, n), or (members, n, n)."""
@@ -98,6 +111,8 @@ class DenseFactors:
         return self._solved(b, True)
 
     def _solved(self, b: Tensor, transposed: bool) -> Tensor:
+        if b.ndim == 2 and self.stages == 1:
+            return torch.linalg.lu_solve(self.lu, self.pivots, b.mT, adjoint=transposed).mT
         # stages come first, and inside of the members
         columns = torch.cat(b.unbind(0), -1)[..., None] if self.stages > 1 else b[0][..., None]
         found = torch.linalg.lu_solve(self.lu, self.pivots, columns, adjoint=transposed)[..., 0]

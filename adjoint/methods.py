@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from adjoint.implicit_method import Implicit
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.steppers.adams import MULTISTEP, Adams, AdamsProgram
 from adjoint.steppers.explicit import Control, ExplicitProgram, with_timeline
-from adjoint.steppers.implicit import Implicit, ImplicitProgram
+from adjoint.steppers.implicit import ImplicitProgram
 from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.steppers.symplectic import SPLITTINGS, Splitting, SplittingProgram
 from adjoint.tableaus import METHODS, Tableau

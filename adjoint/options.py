@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.implicit_method import Implicit
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.methods import Method
 from adjoint.names import named
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.steppers.explicit import Control, Tolerance
-from adjoint.steppers.implicit import Implicit
 from adjoint.tableaus import METHODS as TABLEAUS
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, differentiable, leaves_of

@@ -82,7 +82,7 @@ class Unmarked(Marks):
         pass
 
 
-PASSING = ("aten.detach", "aten.clone", "aten.alias")
+PASSING = ("aten.detach", "aten.clone", "aten.alias", "aten.view.default")
 """Operations that a recorded step and a plain one need in different numbers, and that change no number."""
 
 

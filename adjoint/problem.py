@@ -95,6 +95,29 @@ class Stats:
         return self.stepper.linearisations if self.stepper is not None else 0
 
     @property
+    def jacobians(self) -> int:
+        """Jacobians that implicit steps made, those of their transposes too."""
+        return self._of_work("jacobians")
+
+    @property
+    def factorisations(self) -> int:
+        """Matrices that implicit steps factored, those of their transposes too."""
+        return self._of_work("factorisations")
+
+    @property
+    def iterations(self) -> int:
+        """Of Newton's method."""
+        return self._of_work("iterations")
+
+    @property
+    def newton_failures(self) -> int:
+        """Steps tried whose stages were not found; they are among the rejected ones."""
+        return self._of_work("failures")
+
+    def _of_work(self, name: str) -> int:
+        return int(getattr(getattr(self.program, "work", None), name, 0))
+
+    @property
     def plain_runs(self) -> int:
         return self.stepper.plain_runs if self.stepper is not None else 0
 

@@ -20,6 +20,7 @@ from adjoint.eventful import carried_out, check_events, of_states_alone, program
 from adjoint.events import At, Event, Occurrences
 from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
+from adjoint.implicit_method import Implicit, divided
 from adjoint.interpolating import CONTINUOUS
 from adjoint.members import MemberStats, Wishes, refuse_moving_jumps, solve_members
 from adjoint.methods import NAMED, Method, program_of
@@ -28,7 +29,6 @@ from adjoint.observing import seen_afterwards, seen_of_members, with_cost, with_
 from adjoint.problem import Gradient, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
-from adjoint.steppers.implicit import Implicit, divided
 from adjoint.steppers.observed import PLACES, Observed
 from adjoint.steppers.symplectic import Splitting, split_function
 from adjoint.tableaus import Tableau
@@ -47,7 +47,7 @@ class Solution:
     ys: Any
     status: str | tuple[str, ...]
     """"success", "event" if a terminal one ended the solve, or why it failed: "max_steps", "underflow", "nonfinite",
-    "events". Of a batch, that of each member."""
+    "newton", "events". Of a batch, that of each member."""
     stats: Stats | MemberStats
     plan: Plan | None
     """The schedule of the discrete adjoint and its price; None if none is used."""
@@ -184,7 +184,7 @@ def solve(
     Raises:
         ValueError, TypeError: for arguments that cannot be meant.
         ReproducibilityError: if ``check`` finds a step that gives other bits when it is computed again.
-        SolveError: if the solve fails and ``throw`` is set; always if Newton's method fails in an implicit fixed step.
+        SolveError: if the solve fails and ``throw`` is set.
         UntrackedTensorError: if f uses a tensor that requires grad and cannot be followed.
     """
     structure, state = Structure.of(y0, "y0")

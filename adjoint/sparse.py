@@ -30,6 +30,8 @@ class Sparse:
     pattern: Any
 
     members = False
+    reusable = True
+    drift = 0.2
 
     def __post_init__(self) -> None:
         shape = self._pattern.shape
@@ -130,7 +132,8 @@ class Krylov:
     """Restarts."""
     preconditioner: Preconditioner | None = None
 
-    members = False
+    members = reusable = False
+    drift = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.rtol < 1:

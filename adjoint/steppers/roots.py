@@ -10,7 +10,6 @@ made anew at the stages themselves when the transpose is wanted; the matrices of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,78 +18,8 @@ import torch
 from torch import Tensor
 
 from adjoint.linear import Factored, LinearAlgebra, Weights
+from adjoint.steppers.jacobians import Work
 from adjoint.tensors import leaves_behind
-
-
-class NewtonFailed(ArithmeticError):
-    """The stages of a step were not found; ``last`` is how far the iteration came."""
-
-    def __init__(self, last: Tensor) -> None:
-        super().__init__("Newton's method does not converge")
-        self.last = last
-
-
-@dataclass(frozen=True)
-class Newton:
-    """When the iteration for the stages ends: Hairer & Wanner, Solving ODEs II, section IV.8, equation (8.10).
-
-    Of controlled steps once eta |dx| <= ``kappa`` in units of the step's own tolerance, eta = theta / (1 - theta) with
-    theta the ratio of the last two |dx|; of fixed steps when rounding is reached. Slower or growing: the step fails, and
-    a shorter one is tried.
-    """
-
-    kappa: float = 1e-2
-    most: int = 10
-    """Iterations."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.kappa <= 1:
-            raise ValueError(f"kappa={self.kappa} is no part of the tolerance; give a number above 0 and at most 1")
-        if self.most < 1:
-            raise ValueError(f"most={self.most} iterations find nothing; give at least 1")
-
-    def find(
-        self,
-        residual: Callable[[Tensor], Tensor],
-        guess: Tensor,
-        factors: Callable[[Tensor], Factored],
-        size: Callable[[Tensor], float],
-        eta: float,
-        *,
-        goal: float,
-        floor: float = 0.0,
-        refresh: bool = False,
-    ) -> tuple[Tensor, float]:
-        """x with ``residual(x)`` zero, and the last eta, from which the next search begins.
-
-        ``factors(x)``: of the matrix at x, asked once, or with ``refresh`` in every iteration. ``size`` of a change
-        of x, which is to be below ``goal``. Below ``floor`` a change that no longer shrinks is rounding.
-        """
-        x, before = guess, math.inf
-        solver = factors(x)
-        for m in range(self.most):
-            if refresh and m:
-                solver = factors(x)
-            change = solver.solve(residual(x))
-            x = x + change
-            now = size(change)
-            if not math.isfinite(now):
-                break
-            if now == 0:
-                return x, eta
-            theta = now / before
-            if m:
-                if now <= floor and theta >= 0.25:
-                    return x, eta
-                if theta >= 1 and not refresh:
-                    break
-                eta = theta / (1 - theta) if theta < 1 else math.inf
-            if eta * now <= goal:
-                return x, max(eta, 1e-16) ** 0.8
-            if m and theta ** (self.most - 1 - m) / max(1 - theta, 1e-16) * now > goal and not (refresh or floor):
-                break
-            before = now
-        raise NewtonFailed(x)
 
 
 class Evaluated(NamedTuple):
@@ -116,6 +45,8 @@ class Equation:
     mass: Tensor | None
     shared: list[Factored] | None = None
     """Where equations with one matrix A in common leave what they made of it."""
+    work: Work | None = None
+    """Where it is counted."""
 
     def root(self, found: Tensor) -> Tensor:
         """``found`` itself, as the differentiable function of all that F depends on."""
@@ -137,6 +68,9 @@ class Equation:
         with torch.no_grad():
             jacobians = [self.linear.jacobian(v, y) for v, y in zip(there.parts, there.points, strict=True)]
             found = self.linear.factored(jacobians, self.weights, self.mass)
+        if self.work is not None:
+            self.work.jacobians += len(jacobians)
+            self.work.factorisations += 1
         if self.shared is not None:
             self.shared.append(found)
         return found

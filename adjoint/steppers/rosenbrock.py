@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.implicit_method import IMPLICITLY
 from adjoint.linear import Factored
 from adjoint.memory import aside
 from adjoint.rosenbrock_tableaus import RosenbrockTableau
-from adjoint.steppers.implicit import IMPLICITLY, ImplicitProgram, ImplicitStages
+from adjoint.steppers.implicit import ImplicitProgram
+from adjoint.steppers.implicit_stages import ImplicitStages
 from adjoint.steppers.roots import Equation, Evaluated
 from adjoint.steppers.stages import Terms
 from adjoint.tensors import State
@@ -25,6 +27,8 @@ from adjoint.tensors import State
 
 class RosenbrockProgram(ImplicitProgram):
     """The steps of a Rosenbrock method."""
+
+    iterates = False
 
     def __init__(self, *how: Any) -> None:
         super().__init__(*how)
@@ -46,26 +50,29 @@ class RosenbrockStages(ImplicitStages):
         program, table = self.program, self.program.how.tableau
         assert isinstance(table, RosenbrockTableau)
         self._shared: list[Factored] = []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recording):
-            self._slope_in_time = self._at_rest()
+        self._jacobian, self._slope_in_time = self._at_rest()
+        self._factors = program.factored([self._jacobian], (((self.stop - self.start) * table.gamma,),))
         for i in range(table.stages):
             self.slopes.append(program.vectors.unpack(self._stage_of(i, table.gamma)))
         self.new = self._moved(program.weights)
-        if self.suspect is not None:
-            self.new = tuple(y + 0 * self.suspect.sum().to(y.dtype) for y in self.new)
+        self._betray()
 
-    def _at_rest(self) -> Tensor | None:
-        """df/dt at the start of the step; None if f does not depend on t. The Jacobian, if it is not known, too."""
+    def _at_rest(self) -> tuple[Any, Tensor | None]:
+        """The Jacobian at the start of the step, and df/dt there; None if f does not depend on t."""
         program, vectors = self.program, self.program.vectors
-        program.jacobians += 1
-        with torch.enable_grad():
-            t = self._start_time().detach().requires_grad_()
-            y = vectors.pack(tuple(x.detach() for x in self.state)).detach().requires_grad_()
-            value = vectors.pack(program.part(self.function, IMPLICITLY, t, vectors.unpack(y)))
-            if self.jacobian is None:
-                self.jacobian = program.how.linear.jacobian(value, y)
-            moved = _along(value, [t], [torch.ones_like(t)])
-        return None if moved is None else moved.detach()
+        place = self.jacobian.place
+        known = program.memory.at(place)
+        if known is None:
+            program.work.jacobians += 1
+            with torch.enable_grad():
+                t = self.start_time().detach().requires_grad_()
+                y = place.y.detach().requires_grad_()
+                value = vectors.pack(program.part(self.function, IMPLICITLY, t, vectors.unpack(y)))
+                jacobian = program.how.linear.jacobian(value, y)
+                moved = _along(value, [t], [torch.ones_like(t)])
+            known = program.memory.add(place, (jacobian, None if moved is None else moved.detach()))
+        found: tuple[Any, Tensor | None] = known.jacobian
+        return found
 
     def _stage_of(self, i: int, gamma: float) -> Tensor:
         program, vectors = self.program, self.program.vectors
@@ -77,7 +84,7 @@ class RosenbrockStages(ImplicitStages):
             sums = [terms.of(self.slopes, leaf) for leaf in range(len(self.state))]
             rest = vectors.pack(tuple(x * terms.scale for x in sums))
             rest = rest if mass is None else rest @ mass.T.to(rest)
-        t_0, t_i, h = self._start_time(), self.times[i], self.stop - self.start
+        t_0, t_i, h = self.start_time(), self.times[i], self.stop - self.start
         d, weights = program.shifts[i], ((h * gamma,),)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.recording):
             at = vectors.unpack(point.detach())
@@ -87,7 +94,7 @@ class RosenbrockStages(ImplicitStages):
             right = value + rest.detach()
             if self._slope_in_time is not None:
                 right = right + (h * d) * self._slope_in_time
-            found = self._factored(weights).solve((gamma * right)[None])
+            found = self._factors.solve((gamma * right)[None])
         if not self.recording:
             return found[0]
 
@@ -107,7 +114,7 @@ class RosenbrockStages(ImplicitStages):
 
         own = (y, point, rest, t_0, t_i, self.h) if isinstance(self.h, Tensor) else (y, point, rest)
         how = program.how
-        return Equation(evaluate, own, how.linear, weights, how.mass, self._shared).root(found)[0]
+        return Equation(evaluate, own, how.linear, weights, how.mass, self._shared, program.work).root(found)[0]
 
 
 def _along(value: Tensor, points: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor | None:

@@ -30,6 +30,7 @@ class Vectors:
         counts = [(2 if x.is_complex() else 1) * x[0].numel() if members else _count(x) for x in like]
         self._counts = counts
         self._zeros = torch.zeros((*self._lead, sum(counts)), dtype=like[0].real.dtype, device=like[0].device)
+        self._root = max(sum(counts), 1) ** 0.5
         self.size = sum(counts)
         """n"""
 
@@ -73,10 +74,10 @@ class Vectors:
         kind = torch.finfo(size.dtype)
         return 16 * kind.eps * (size + LEAST * size.amax(-1, keepdim=True)) + kind.tiny
 
-    def size_of(self, change: Tensor, allowed: Tensor) -> float:
+    def size_of(self, change: Tensor, scale: Tensor) -> float:
         """The root mean square of a scaled change of stages; of members, that of the one with the largest."""
-        squares = (change * allowed).square().mean(-1)
-        return float(squares.max() if squares.ndim else squares) ** 0.5
+        norms = torch.linalg.vector_norm(change * scale, dim=-1)
+        return float(norms if norms.numel() == 1 else norms.max()) / self._root
 
 
 def _count(x: Tensor) -> int:
