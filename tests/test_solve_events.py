@@ -170,7 +170,9 @@ def test_no_schedule_changes_a_bit_and_all_gradients_are_one(method: str) -> Non
 
 @pytest.mark.parametrize("method", STEPS)
 def test_the_gradient_is_that_of_the_frozen_steps(method: str) -> None:
+    """Where Newton's method goes on until its own error is below the remainders."""
     when = torch.tensor([0.9, 2.2], dtype=D)
+    own = adjoint.Implicit(method, newton=adjoint.Newton(kappa=1e-6)) if method in adjoint.IMPLICIT else method
 
     def loss(*given: Tensor) -> Tensor:
         *inputs, times, when = given
@@ -180,7 +182,7 @@ def test_the_gradient_is_that_of_the_frozen_steps(method: str) -> None:
             direction=-1,
         )
         events = [lands, At(when, lambda t, y: y * torch.cos(t)), Event(lambda t, y: y[1])]
-        return seen(ball(*inputs, t=times, events=events, method=method, **STEPS[method], slots=5))
+        return seen(ball(*inputs, t=times, events=events, method=own, **STEPS[method], slots=5))
 
     inputs = [*(x.detach() for x in numbers()), torch.tensor([0.0, 1.7, 3.5], dtype=D), when]
     assert abs(check.taylor_test(loss, inputs, h=1e-4, halvings=5).slope - 2) < 0.1
