@@ -233,6 +233,10 @@ def carried_out(
     if not isinstance(program, ExplicitProgram):
         raise TypeError(f"gradient={name!r} integrates an ODE; {program.label} is not one")
     refuse_parts(method, program)
+    if getattr(program.method, "mass", None) is not None:
+        raise ValueError(
+            f"gradient={name!r} knows no mass matrix, and method={program.method.name!r} has one; take 'discrete' or 'tangent'"
+        )
     captured = Captured(problem.function, program.label)
     for x in (*problem.state, *program.inputs):
         captured.watch("y0 or t", x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.linear import Dense, LinearAlgebra
 from adjoint.names import named
 from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
+from adjoint.steppers.consistent import NullSpaces
 from adjoint.steppers.newton import Newton
 
 
@@ -31,6 +33,9 @@ class Implicit:
     newton: Newton = field(default_factory=Newton)
     mass: Tensor | None = None
     """M in M dy/dt = f(t, y), (n, n), constant; singular for differential-algebraic equations of index 1."""
+    consistent: str = "check"
+    """Of a y0, and of a state behind an event, that does not fulfil the algebraic equations to rtol and atol: "check"
+    refuses it, "solve" finds the nearby one that does, with M y as it is, and differentiates what it found."""
     split: bool = False
     """Whether f is a pair (explicit, implicit) of which the method takes the first part explicitly."""
 
@@ -39,6 +44,7 @@ class Implicit:
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
             named("method", self.method, {**IMPLICIT, **ROSENBROCK})
+        named("consistent", self.consistent, dict.fromkeys(("check", "solve")))
         if self.mass is not None:
             self._check_mass(self.mass)
         if self.split and self.mass is not None:
@@ -56,11 +62,16 @@ class Implicit:
             )
         if mass.requires_grad:
             raise ValueError("mass requires grad, and no gradient reaches it; give mass.detach()")
-        if self.tableau.starts_explicitly and bool(torch.linalg.matrix_rank(mass) < len(mass)):
+        if self.tableau.starts_explicitly and self.null_spaces is not None:
             raise ValueError(
                 f"mass is singular, and method={self.name!r} begins with an explicit stage, which has no solution then; "
                 f"take 'radau5', 'rodas4', 'sdirk2' or 'backward_euler'"
             )
+
+    @cached_property
+    def null_spaces(self) -> NullSpaces | None:
+        """Of a singular mass matrix."""
+        return None if self.mass is None else NullSpaces.of(self.mass)
 
     @property
     def tableau(self) -> ImplicitTableau | RosenbrockTableau:

@@ -257,6 +257,7 @@ def solve(
     start = tuple(x.detach().contiguous() for x in state)
     if events:
         eventful = program_with_events(tableau, times, structure, start, control, events)
+        state = eventful.settled(function, times[0], state, "y0")
         with progress_ticker(progress, None) as tick:
             outcome = carried_out(eventful, function, times, state, how, memory, tick)
         reached, ys, happened, ending = put_in_order(eventful, outcome, times, structure)
@@ -265,6 +266,7 @@ def solve(
         solution = Solution(reached, ys, ending, outcome.stats, outcome.plan, outcome.engine or EAGER, events=happened)
         return _looked_at(_with_last(solution, outcome.failure), observe, cost is not None)
     solver = program_of(tableau, times, structure, start, control)
+    state = solver.settled(function, times[0], state, "y0")
     afterwards = observe is None or isinstance(how, CONTINUOUS)
     program: Any = solver
     shape: list[Structure] = []

@@ -137,6 +137,7 @@ def _taken(program: ExplicitProgram, function: Any, first: State, most: int) -> 
     program = program.seen_by(view)
     program.begin(function, first)
     program = program.on_graph()
+    first = program.settled(function, program.t[0], first, "y0")
     state, k, known = program.first(first), 0, steps_of(program)
     while not program.done if known is None else k < known:
         if k == most:

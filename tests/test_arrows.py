@@ -105,6 +105,7 @@ ORDER = {
         "steppers.vectors",
         "steppers.jacobians",
         "steppers.newton",
+        "steppers.consistent",
         "implicit_method",
         "steppers.roots",
         "steppers.implicit_stages",

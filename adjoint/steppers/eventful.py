@@ -145,6 +145,10 @@ class EventfulProgram:
         leaves, rest = (*state[: self.inner.leaves], state[-1]), self.outputs - 1
         return [torch.cat((x[None], x.detach().new_full((rest, *x.shape), torch.nan))) for x in leaves]
 
+    def settled(self, function: Any, t: Tensor, state: State, what: str) -> State:
+        """The first state of the equation; if something happens right there, that is what makes it consistent."""
+        return state if self.known_at(self.asked.t[0]) else self.inner.settled(function, t, state, what)
+
     def begin(self, function: Any, state: State) -> None:
         self.inner.begin(function[:2], state[:-1])
 
@@ -180,7 +184,7 @@ class EventfulProgram:
         f, args, _, (t, held) = function
         size = self.inner.leaves
         y, carry, since = state[:size], state[size:-1], state[-1]
-        here = Happening(self.inner.structure, self.inner.dtype, held, args, since)
+        here = Happening(self.inner, held, f, args, since)
         rows: list[tuple[int, State]] = []
         if k == 0 and self.initial is None:
             rows.append((0, (*y, since)))

@@ -206,6 +206,10 @@ class ExplicitProgram:
         """The first state of the chain, from that of the equation."""
         return state
 
+    def settled(self, function: Any, t: Tensor, state: State, what: str) -> State:
+        """The state from which to go on at t; another one where it has algebraic equations to fulfil."""
+        return state
+
     def stages(self, *how: Any) -> Stages:
         """One step to be computed: (function, state, k, start, stop, recording, outputs)."""
         return Stages(self, *how)

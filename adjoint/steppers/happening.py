@@ -11,7 +11,8 @@ from torch import Tensor
 from adjoint.events import root_on_graph
 from adjoint.interpolate import Polynomials
 from adjoint.steppers.crossings import Found
-from adjoint.tensors import State, Structure, refuse_writing, versions_of
+from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.tensors import State, refuse_writing, versions_of
 
 Held = tuple[Any, Any, Tensor | None]
 """What an event holds: its function, its reset and its times, as far as it has them."""
@@ -24,9 +25,15 @@ class Happening:
     """
 
     def __init__(
-        self, structure: Structure, dtype: torch.dtype, held: tuple[Held, ...], args: tuple[Any, ...], since: Tensor
+        self,
+        inner: ExplicitProgram,
+        held: tuple[Held, ...],
+        f: Callable[..., Any],
+        args: tuple[Any, ...],
+        since: Tensor,
     ) -> None:
-        self.structure, self.dtype, self.held, self.args, self.since = structure, dtype, held, args, since
+        self.inner, self.structure, self.dtype = inner, inner.structure, inner.dtype
+        self.held, self.f, self.args, self.since = held, f, args, since
 
     def known_time(self, i: int, j: int) -> Tensor:
         """The j-th time of events[i]."""
@@ -49,6 +56,10 @@ class Happening:
 
     def reset(self, i: int, t: Tensor, y: State) -> State:
         """The state behind events[i]."""
+        after = self._reset(i, t, y)
+        return self.inner.settled((self.f, self.args), t, after, f"the state behind events[{i}]")
+
+    def _reset(self, i: int, t: Tensor, y: State) -> State:
         reset = self.held[i][1]
         if reset is None:
             return y

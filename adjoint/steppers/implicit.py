@@ -19,6 +19,7 @@ from torch import Tensor
 from adjoint.autograd import Step
 from adjoint.implicit_method import IMPLICITLY, Implicit, Part
 from adjoint.linear import Factored, Weights
+from adjoint.steppers.consistent import Algebraic
 from adjoint.steppers.explicit import Control, ExplicitProgram
 from adjoint.steppers.implicit_stages import ImplicitStages
 from adjoint.steppers.jacobians import BITS, Memory, Work, none_yet
@@ -92,6 +93,41 @@ class ImplicitProgram(ExplicitProgram):
     def identity(self) -> Any:
         how = self.how
         return repr((how.tableau, how.newton, how.linear, how.split)), how.mass, super().identity()
+
+    def settled(self, function: Any, t: Tensor, state: State, what: str) -> State:
+        spaces, t = self.how.null_spaces, t.to(device=self.device, dtype=self.dtype)
+        if spaces is None:
+            return state
+        if self.jumps_at(float(t.detach())):
+            with torch.no_grad():
+                hair = torch.nextafter(t, t.new_tensor(self.asked.t[-1])) - t
+            t = t + hair
+        vectors, still = self.vectors, t.detach()
+        y = vectors.pack(state)
+        plain = Algebraic(spaces, lambda y: self._flat(function, still, y), y, what, float(still))
+        if self.how.consistent == "check":
+            if not plain.fulfilled():
+                self._check_correction(plain, state)
+            return state
+        z = plain.solved(vectors.rounding_of)
+        if torch.is_grad_enabled():
+            z = Algebraic(spaces, lambda y: self._flat(function, t, y), y, what, float(still)).differentiable(z, y)
+        return vectors.unpack(y + z @ plain.right.mT)
+
+    def _flat(self, function: Any, t: Tensor, y: Tensor) -> Tensor:
+        return self.vectors.pack(self.part(function, IMPLICITLY, t, self.vectors.unpack(y)))
+
+    def _check_correction(self, equations: Algebraic, state: State) -> None:
+        """Raise ValueError for a state that is farther from a consistent one than the tolerances allow."""
+        tolerance, change = self.control.tolerance, self.vectors.unpack(equations.correction())
+        known = tuple(x.detach() for x in state)
+        largest = max(float(x.abs().max()) for x in tolerance.scaled(change, known, known) if x.numel())
+        if not largest <= 1:
+            raise ValueError(
+                f"{equations.what} does not fulfil the algebraic equations of mass at t={equations.t:.6g}: "
+                f"{tolerance.worst(change, known, known)} is {largest:.3g} times as far from a consistent state as rtol and "
+                f"atol allow. Give a consistent one, or have it found by Implicit(.., mass=mass, consistent='solve')"
+            )
 
     def part(self, function: Any, part: Part, t: Tensor, state: State) -> State:
         """One part of f; all of it, if it has no parts."""

@@ -91,7 +91,11 @@ class NativeSweep:
         self._explored: Explored | None = None
         layout = self.kernel.layout
         start = layout.packed([x[None] for x in self.state], layout.members)
-        self._words: dict[str, Any] = {"x0": start, **self.kernel.inputs(self.held), "outputs_each": self.program.outputs}
+        self._words: dict[str, Any] = {
+            "x0": start,
+            **self.kernel.inputs(self.held),
+            "outputs_each": self.program.outputs,
+        }
         if isinstance(self.program.timeline, FixedTimeline):
             if self.fixed is None:
                 self.fixed = self._placed(self.program.timeline.times)
