@@ -62,6 +62,8 @@ class Block:
         """Whether it may reach more than it uses."""
         self.sharded = any(kind.__name__ == "FSDPModule" for m in self.modules for kind in type(m).__mro__)
         """Whether its parameters come and go by themselves."""
+        self.noted_bytes = 0
+        """What the notes of a first run hold of buffers, as a run aside found."""
 
     def sources(self) -> list[Source]:
         return [*randomness.ambient(), *randomness.of_accelerators(), *self._generators]
@@ -128,11 +130,15 @@ class Block:
         if aliases:
             for _, parameters, _ in notes.held:
                 parameters.update((key, aliases.get(id(x), x)) for key, x in parameters.items())
-        with self._as_before(notes):
-            return self.function(*arguments)
+        with self._as_before(notes) as scratch:
+            versions = {key: _version(x) for key, x in scratch.items()}
+            result = self.function(*arguments)
+            changed = (x for key, x in scratch.items() if _changed(x, versions[key], notes.written[key]))
+            self.noted_bytes = sum(x.numel() * x.element_size() for x in changed)
+        return result
 
     @contextmanager
-    def _as_before(self, notes: Notes) -> Iterator[None]:
+    def _as_before(self, notes: Notes) -> Iterator[dict[int, Tensor]]:
         sources = self.sources()
         states = [source.get() for source in sources]
         now = [(m, dict(m._parameters), dict(m._buffers), dict(vars(m))) for m in self.modules]
@@ -146,7 +152,7 @@ class Block:
                 m._buffers.update((key, scratch.get(id(x), x)) for key, x in buffers.items())
             for m, key, value in notes.attributes:
                 _set(m, key, value)
-            yield
+            yield scratch
         finally:
             for m, parameters, buffers, attributes in now:
                 if not self.sharded:

@@ -214,7 +214,7 @@ class Passage:
             result, notes = block.first(arguments)
         self.runs[k] += 1
         self._notes.append(notes)
-        self._samples.append([_sample(x) for x in leaves_of(result)])
+        self._samples.append([sample(x) for x in leaves_of(result)])
         self._learn(k, before)
         if entry is not None:
             self._compare_bits(k, block, entry, result, notes)
@@ -312,7 +312,7 @@ class Passage:
         with fleeting(True), torch.autograd.graph.saved_tensors_hooks(pack if keep else _drop, _unpack):
             result = block.again(arguments, self._notes[k])
         self.runs[k] += 1
-        samples = zip(self._samples[k], map(_sample, leaves_of(result)), strict=True)
+        samples = zip(self._samples[k], map(sample, leaves_of(result)), strict=True)
         if self._exact and not all(agree(old, new) for old, new in samples):
             raise self._differs(k, "its output is another one")
         return (
@@ -391,7 +391,7 @@ def copied_tree(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, copied, value)
 
 
-def _sample(x: Tensor) -> Tensor:
+def sample(x: Tensor) -> Tensor:
     """A few of the numbers, evenly spread."""
     line = x.detach()
     if line.numel() > SAMPLE:

@@ -15,13 +15,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adjoint.blocks import Block
 from adjoint.memory import Meter
-from adjoint.passage import Habits, Wiring, copied_tree, fleeting, on_graph
+from adjoint.passage import Habits, Wiring, copied_tree, fleeting, on_graph, sample
 from adjoint.shelves import Tree, leaves_of
 from adjoint.tensors import bytes_of, differentiable
 from revolve import Network, Node
 
 FLOPS_PER_BYTE = 10
 """Without a clock (on meta) a run costs its operations, and so many for each byte of its tensors."""
+
+ANCHOR = 4
+"""Bytes of the tensor that ties the inputs to torch's graph."""
 
 
 class Weighed(NamedTuple):
@@ -79,6 +82,7 @@ def weigh(wiring: Wiring, inputs: Tree) -> Weighed:
                 one.reversing,
                 tuple(dict.fromkeys(saved[k])),
                 tuple(one.cotangents),
+                one.notes + (ANCHOR if k == 0 else 0),
             )
         )
     return Weighed(Network(nodes, wiring.network.outputs), habits)
@@ -126,6 +130,7 @@ class _One:
         self.result = pytree.tree_map_only(Tensor, Tensor.detach, result)
         self.bytes = sum({x.untyped_storage()._cdata: _own(x) for x in leaves_of(self.result)}.values())
         self.running = max(0, peak - self.bytes)
+        self.notes = self._block.noted_bytes + bytes_of(map(sample, leaves_of(self.result)))
 
     def _recorded(self, arguments: Sequence[Any], given: set[int]) -> None:
         """Tape and the most that is held, with parameters whose gradients are added to buffers that are there."""

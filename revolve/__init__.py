@@ -33,7 +33,8 @@ from revolve.chains import Differing
 from revolve.codecs import Cast
 from revolve.disk import DiskRevolve, PeriodicDisk
 from revolve.files import StoreError
-from revolve.graphs import Network, Node, plan_graph
+from revolve.graph_plans import plan_graph
+from revolve.graphs import Network, Node, Way
 from revolve.hierarchy import HRevolve, Tier
 from revolve.journal import Journal
 from revolve.measured import calibrate
@@ -50,6 +51,7 @@ from revolve.sizes import Parts
 from revolve.stores import CheckpointStore, Disk, Memory
 from revolve.tiles import Grid, Patch, Tile
 from revolve.weigh import weigh
+from revolve.written import Written
 
 __all__ = [
     "GIVEN",
@@ -101,6 +103,8 @@ __all__ = [
     "TierReport",
     "Tile",
     "VerificationError",
+    "Way",
+    "Written",
     "beta",
     "both_sweeps",
     "calibrate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
@@ -132,6 +133,8 @@ class Plan:
     """What the memory left to choose from, in a sentence."""
     peak_bytes: int | None = None
     """The predicted peak, where it was weighed action by action."""
+    ways: tuple[str | None, ...] = ()
+    """By step, how its tape is kept, where that is not as it is."""
 
     @cached_property
     def report(self) -> Report:
@@ -242,6 +245,8 @@ class Plan:
             size = f", {format_bytes(self.tier_bytes[number])}" if self.state_bytes else ""
             text += f" Tier {number} holds {tier.peak_slots} of the states{size}: {counted(tier.saves, 'write')}, "
             text += f"{counted(tier.loads, 'read')}."
+        for way, count in Counter(filter(None, self.ways)).items():
+            text += f" {counted(count, 'tape')} {'is' if count == 1 else 'are'} kept otherwise: {way}."
         if self.prices:
             text += f" Predicted time: {self.time}."
         return " ".join(filter(None, (text, self.why, promise(self.schedule, report))))

@@ -51,7 +51,7 @@ from revolve.hierarchy import with_given
 from revolve.pieces import Piece, walk
 from revolve.schedules import Segment, close_gaps, regenerate
 from revolve.search import cheapest
-from revolve.sizes import ALONE, Parts, Sizes, in_units, least_memory, unit_for
+from revolve.sizes import ALONE, Other, Parts, Sizes, in_units, least_memory, unit_for
 from revolve.weigh import weigh
 
 LONGEST_SEARCH = 10
@@ -246,7 +246,9 @@ class _Part(NamedTuple):
                 upper = _Part(tables, middle, stop, room, None, start)
                 lower = _Part(tables, start, middle, room, tier, below)
                 return Advance(start, middle), upper, Load(start, tier), lower
-        upper = _Part(tables, start + 1, stop, all_room - tables.sizes.tapes[start], None, ALONE)
+        way = tables.way(start, stop - 1, min(all_room, tables.width - 1))
+        tables.chosen[start] = way
+        upper = _Part(tables, start + 1, stop, all_room - tables.sizes.kept(start)[way].size, None, ALONE)
         return *drop, Record(start, start + 1), upper, Reverse(start, start + 1)
 
 
@@ -257,6 +259,8 @@ class _Tables:
         steps, width = len(costs), sizes.budget + 1
         kind = np.float64 if steps * steps * width <= SMALL else np.float32
         self.costs, self.sizes, self.width = np.array(costs), sizes, width
+        self.chosen = [0] * steps
+        """How the tape of each step is kept in the plan that was walked last."""
         self.below = np.concatenate([[0.0], np.cumsum(costs)])
         self.open = [np.full((j + 1, width), np.inf, dtype=kind) for j in range(steps)]
         self.kept = [np.full((steps - i, width), np.inf, dtype=kind) for i in range(steps)]
@@ -326,7 +330,17 @@ class _Tables:
         first = max(self.sizes.recording[i], self.sizes.run(i), tape)
         if first < self.width:
             np.add(self.open[j][i + 1, first - tape : self.width - tape], self.costs[i], out=out[first:])
+        for size, needs, cost in self.sizes.kept(i)[1:] if self.sizes.ways else ():
+            if needs < self.width:
+                found = self.open[j][i + 1, needs - size : self.width - size] + (self.costs[i] + cost)
+                np.minimum(out[needs:], found, out=out[needs:], casting="same_kind")
         return out
+
+    def way(self, i: int, j: int, room: int) -> int:
+        """Which of the ways to keep the tape of step i is the cheapest."""
+        kept = enumerate(self.sizes.kept(i))
+        costs = {k: self.open[j][i + 1, room - size] + cost for k, (size, needs, cost) in kept if needs <= room}
+        return min(costs, key=lambda k: (costs[k], k), default=0)
 
     def taped(self, i: int, j: int, room: int) -> float:
         return float(self._taped(i, j, np.full(self.width, np.inf))[room])
@@ -345,6 +359,22 @@ class _Tables:
 @lru_cache(maxsize=4)
 def _tables(chain: Differing) -> _Tables:
     return _Tables(chain.costs, _sizes(chain))
+
+
+def written(chain: Differing, ways: Sequence[Sequence[Other]]) -> tuple[tuple[Action, ...], list[int]] | None:
+    """Both sweeps where each tape may be kept in several ways, and which is chosen for each step, 0 as it is; or None."""
+    steps, unit = len(chain.costs), _unit(chain)
+    others = tuple(tuple(Other(-(-w.size // unit), -(-w.needs // unit), w.cost) for w in row) for row in ways)
+    tables = _Tables(chain.costs, _in_units(chain, unit)._replace(ways=others))
+    budget = tables.sizes.budget
+    if not np.isfinite(tables.open[steps - 1][0, budget]):
+        return None
+    return tuple(walk((_Part(tables, 0, steps, budget, None, ALONE),))), tables.chosen
+
+
+def least_with(chain: Differing, ways: Sequence[Sequence[Other]]) -> int:
+    """The least budget that works where each tape may be kept in several ways."""
+    return least_memory(_in_units(chain, 1)._replace(ways=tuple(map(tuple, ways))), len(chain.costs))
 
 
 @lru_cache(maxsize=8)

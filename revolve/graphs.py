@@ -8,18 +8,36 @@ whatever else is made again, whichever is cheaper. Step k runs node k and lets g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from revolve.actions import ADVANCE, RECORD, Action, Advance, Drop, Load, Record, Reverse, Save, Schedule, decode
 from revolve.binomial import whole
-from revolve.budget import BudgetError, Plan, counted, fitting, format_bytes, parse_bytes
+from revolve.budget import Plan
 from revolve.chains import Differing
-from revolve.schedules import StoreAll
-from revolve.sizes import Parts
+from revolve.sizes import Other, Parts
+
+
+class Way(NamedTuple):
+    """A way to keep the tape of a node from its first run to its reverse, other than as it is. Sizes are in bytes."""
+
+    name: str
+    bytes: int
+    """Held meanwhile, besides the outputs in ``saves``."""
+    cost: float
+    """Of having the tape back: what is run again, cast or moved."""
+    saves: tuple[str, ...] = ()
+    """Nodes whose outputs are held meanwhile: of those that it uses."""
+    recording: int = 0
+    """What its first run needs at most, besides what it uses."""
+    restoring: int = 0
+    """What having the tape back needs at most, ``bytes`` included."""
+    copies: int = 0
+    """Outputs of nodes that the tape then holds for itself alone."""
 
 
 class Node(NamedTuple):
@@ -45,6 +63,14 @@ class Node(NamedTuple):
     cotangents: tuple[int, ...] = ()
     """Of each dependency, the memory that its cotangent keeps alive: more than its own, if it is a part of another
     tensor; as much as the dependency if nothing is said."""
+    notes: int = 0
+    """What its first run leaves to the end, for a second run to be the same: buffers as they were."""
+    ways: tuple[Way, ...] = ()
+    """How its tape may be kept, besides as it is."""
+
+
+Ways = Mapping[int, Way]
+"""By the place of a node, how its tape is kept."""
 
 
 class Network:
@@ -78,6 +104,8 @@ class Network:
         for name in self.outputs:
             if name not in self.place:
                 raise ValueError(f"outputs names {name!r}, which no node makes; known are {', '.join(self.place)}")
+        self.noted = sum(node.notes for node in self.nodes)
+        """What first runs leave to the end."""
         self._uses: list[list[tuple[int, int]]] = [[] for _ in self.nodes]
         for k, node in enumerate(self.nodes):
             sizes = node.cotangents or (None,) * len(node.dependencies)
@@ -128,12 +156,36 @@ class Network:
         return Differing(
             costs=tuple(node.cost for node in nodes),
             states=(),
-            budget=budget,
+            budget=max(0, budget - self.noted),
             tapes=tuple(nodes[k].tape_bytes + self.size(self.taped(k)) for k in steps),
             running=tuple(node.bytes + node.running for node in nodes),
             recording=tuple(self._at_once(k) for k in steps),
             parts=parts,
         )
+
+    def others(self, step: int) -> tuple[Other, ...]:
+        """The ways to keep the tape of a node as a chain counts them."""
+        used = self.size(self.live[step + 1]) + self.size(self.used(step))
+        return tuple(
+            Other(
+                way.bytes + self.size(self.held_by(way)),
+                max(
+                    used + max(way.recording, self.nodes[step].bytes),
+                    self.size(self.held_by(way)) + self.waiting(self.live[step + 1], step + 1) + way.restoring,
+                    self._at_once(step) + way.copies,
+                ),
+                way.cost,
+            )
+            for way in self.nodes[step].ways
+        )
+
+    def held_by(self, way: Way) -> frozenset[int]:
+        """The outputs that a tape kept in this way holds."""
+        return frozenset(self.place[name] for name in way.saves if name in self.place)
+
+    def way(self, step: int, name: str) -> Way:
+        """The way of this name to keep the tape of a node."""
+        return next(way for way in self.nodes[step].ways if way.name == name)
 
     def _at_once(self, step: int) -> int:
         """What recording and reversing a node at once needs, with the cotangents that wait beside it."""
@@ -145,40 +197,51 @@ class Network:
         """What reversing a node needs besides outputs that it saves, with the cotangents that wait beside its own."""
         return self.crossing(step) + max(self.nodes[step].reversing, self.nodes[step].tape_bytes)
 
-    def weigh(self, actions: Iterable[Action]) -> tuple[float, int]:
-        """Cost and peak of both sweeps, value by value: what several hold counts once, and cotangents wait."""
+    def weigh(self, actions: Iterable[Action], ways: Ways = MappingProxyType({})) -> tuple[float, int]:
+        """Cost and peak of both sweeps, value by value: what several hold counts once, and cotangents wait.
+
+        ``ways``: how tapes are kept that are not kept as they are.
+        """
         cost, peak, stop, reversing = 0.0, 0, len(self.nodes), False
         working: frozenset[int] = frozenset()
         kept: dict[int, frozenset[int]] = {}
-        tapes: set[int] = set()
+        tapes: dict[int, frozenset[int]] = {}
         returned: set[int] = set()
+        noted = self.noted
 
         def held(*values: Iterable[int]) -> int:
             """Kept states, tapes and these values, the outputs, and cotangents that wait for the reverse sweep."""
-            together = frozenset().union(returned, *kept.values(), *map(self.taped, tapes), *values)
+            together = frozenset().union(returned, *kept.values(), *tapes.values(), *values)
             waiting = self.waiting(self.live[stop], stop) if reversing else 0
-            return self.size(together) + sum(self.nodes[k].tape_bytes for k in tapes) + waiting
+            taped = sum(ways[k].bytes if k in ways else self.nodes[k].tape_bytes for k in tapes)
+            return self.size(together) + taped + waiting + noted
 
         for action in actions:
             match action:
                 case Advance(start, end) | Record(start, end):
                     for k in range(start, end):
-                        cost += self.nodes[k].cost
                         node, used = self.nodes[k], working if k < stop - 1 else self.used(k)
-                        needs = node.recording if isinstance(action, Record) else node.bytes + node.running
+                        cost += node.cost
+                        needs = node.bytes + node.running
+                        if isinstance(action, Record):
+                            needs = ways[k].recording if k in ways else node.recording
                         peak = max(peak, held(used) + max(needs, node.bytes))
                         if node.name in self.outputs:
                             returned.add(k)
                         working = (working | {k}) & self.live[k + 1] if k < stop - 1 else frozenset()
                         if isinstance(action, Record):
-                            tapes.add(k)
+                            tapes[k] = self.held_by(ways[k]) if k in ways else self.taped(k)
                 case Reverse(start, end):
                     working, reversing = frozenset(), True
                     for k in reversed(range(start, end)):
-                        tapes.remove(k)
+                        way, copies = ways.get(k), 0
+                        if way is not None:
+                            cost, copies = cost + way.cost, way.copies
+                            peak = max(peak, held() - way.bytes + way.restoring)
+                        del tapes[k]
                         stop = k
                         waiting = self.waiting(self.live[k], k)
-                        peak = max(peak, held(self.taped(k)) - waiting + self.reversing(k))
+                        peak = max(peak, held(self.taped(k)) - waiting + self.reversing(k) + copies)
                 case Save(step):
                     kept[step] = self.live[step]
                 case Load(step):
@@ -188,11 +251,20 @@ class Network:
             peak = max(peak, held(working))
         return cost, peak
 
-    def plan(self, schedule: Schedule, why: str = "") -> Plan:
-        """The plan of any schedule on this network, priced."""
+    def plan(self, schedule: Schedule, why: str = "", ways: Mapping[int, str] = MappingProxyType({})) -> Plan:
+        """The plan of any schedule on this network, priced; ``ways``: by step, the way to keep its tape."""
         steps = len(self.nodes)
-        made = Plan(steps, schedule, given=True, why=why)
-        return replace(made, peak_bytes=self.weigh(decode(made.array()))[1])
+        names = tuple(ways.get(k) for k in range(steps)) if ways else ()
+        made = Plan(steps, schedule, given=True, why=why, ways=names)
+        return replace(made, peak_bytes=self.weigh(decode(made.array()), self.ways(made))[1])
+
+    def ways(self, plan: Plan) -> dict[int, Way]:
+        """How a plan keeps the tapes that it does not keep as they are."""
+        return {k: self.way(k, name) for k, name in enumerate(plan.ways) if name is not None}
+
+    def cost(self, plan: Plan) -> float:
+        """Of all runs, and of having tapes back."""
+        return self.weigh(decode(plan.array()), self.ways(plan))[0]
 
     def runs(self, plan: Plan) -> dict[str, int]:
         """How often a plan runs each node, its one recorded run included."""
@@ -201,38 +273,3 @@ class Network:
             if verb in (ADVANCE, RECORD):
                 count[start:stop] += 1
         return {node.name: int(runs) for node, runs in zip(self.nodes, count, strict=True)}
-
-
-def plan_graph(nodes: Iterable[Node] | Network, budget: int | str, outputs: Sequence[str] | None = None) -> Plan:
-    """The cheapest plan within a budget in bytes, of those that keep what they keep until it is needed no more.
-
-    ``nodes``: in an order in which they can run. Inputs of the network are the caller's, and cost nothing. Nothing runs
-    twice if all tapes fit. Raises :class:`BudgetError`, which knows the smallest budget that works.
-
-    :class:`Differing` proposes plans: it counts what a tape and a state have in common twice, and does not know which
-    cotangents wait. Each is weighed value by value, and the cheapest that fits is taken.
-    """
-    network = nodes if isinstance(nodes, Network) else Network(nodes, outputs)
-    limit, steps = parse_bytes(budget, "budget"), len(network.nodes)
-    everything = network.plan(StoreAll(), f"{fitting(steps)} the budget.")
-    if everything.bytes <= limit:
-        return everything
-    least = network.chain(0).smallest(steps)
-    small = [network.plan(network.chain(int(least * share))) for share in (1.0, 1.1, 1.25, 1.5)]
-    smallest = min(plan.bytes for plan in (*small, everything))
-    if smallest > limit:
-        raise BudgetError(f"budget={budget!r} cannot reverse a network of {counted(steps, 'node')}", smallest)
-    near = {int(limit * share) for share in (0.7, 0.85, 0.95, 1.0, 1.1, 1.25, 1.5)}
-    plans = [*small, *(network.plan(network.chain(proposed)) for proposed in near if proposed >= least)]
-    best = min((plan for plan in plans if plan.bytes <= limit), key=lambda plan: (_cost(network, plan), plan.bytes))
-    total = sum(node.cost for node in network.nodes)
-    again = _cost(network, best) / total - 1 if total else 0.0
-    return replace(
-        best,
-        why=f"All tapes at once would take {format_bytes(everything.bytes)}; what is run again costs {again:.0%} of one run "
-        f"of everything. A skip is kept or made again with the states that it crosses.",
-    )
-
-
-def _cost(network: Network, plan: Plan) -> float:
-    return sum(node.cost * runs for node, runs in zip(network.nodes, network.runs(plan).values(), strict=True))

@@ -13,6 +13,16 @@ ALONE = -1
 """In place of a step below: no state is kept there."""
 
 
+class Other(NamedTuple):
+    """A way to keep the tape of a step."""
+
+    size: int
+    needs: int
+    """At most, when it is made and when it is used."""
+    cost: float
+    """Of having the tape back."""
+
+
 class Sizes(NamedTuple):
     """All sizes of a chain. ``common[k][i]``: what the states at k and at i < k share; None if they share nothing."""
 
@@ -25,6 +35,14 @@ class Sizes(NamedTuple):
     """apart[k][i]: what the state at k takes beside the one kept at i < k."""
     working: tuple[tuple[int, ...], ...] | None = None
     """working[s][i]: what a plain run of step s needs while x_i is kept, i <= s; None: ``running``, whatever is kept."""
+    ways: tuple[tuple[Other, ...], ...] = ()
+    """For each step, other ways to keep its tape."""
+
+    def kept(self, step: int) -> tuple[Other, ...]:
+        """The ways to keep the tape of this step, as it is first."""
+        as_it_is = Other(self.tapes[step], max(self.recording[step], self.run(step), self.tapes[step]), 0.0)
+        others = self.ways[step] if self.ways else ()
+        return as_it_is, *(w._replace(needs=max(w.needs, self.run(step), w.size)) for w in others)
 
     def state(self, step: int, below: int = ALONE) -> int:
         """What it takes to keep this state while the one at ``below`` is kept."""
@@ -85,13 +103,13 @@ def least_memory(sizes: Sizes, steps: int) -> int:
     """The recursions of the least cost (revolve/chains.py), for the peak instead."""
     open_, kept, taped = np.zeros((3, steps, steps), dtype=np.int64)
     for i in reversed(range(steps)):
-        freed, recording = sizes.least(i), sizes.recording[i]
+        freed, recording, ways = sizes.least(i), sizes.recording[i], sizes.kept(i)
         busy = np.maximum.accumulate([sizes.run(s, i) for s in range(i, steps)])
         open_[i, i], kept[i, i] = recording, max(0, recording - freed)
         for j in range(i + 1, steps):
             starts = _starts(sizes, i, j, open_, kept, taped)
             above = np.maximum(starts, np.maximum(kept[i, i:j], busy[: j - i]))
-            taped[i, j] = max(recording, sizes.run(i), sizes.tapes[i] + int(open_[i + 1, j]))
+            taped[i, j] = min(max(way.needs, way.size + int(open_[i + 1, j])) for way in ways)
             kept[i, j] = min(int(above.min()), max(0, int(taped[i, j]) - freed))
             open_[i, j] = min(sizes.states[i] + int(kept[i, j]), int(taped[i, j]))
     return int(open_[0, steps - 1])

@@ -111,7 +111,7 @@ def carried_out(network: Network, plan: Plan) -> tuple[float, int]:
     return cost, peak
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(networks(), st.integers(0, 12))
 def test_a_plan_carried_out_value_by_value_stays_within_its_own_prediction_and_the_budget(
     network: Network, more: int
@@ -138,14 +138,14 @@ def refused(network: Network) -> int:
 class Machine(NamedTuple):
     stop: int
     kept: frozenset[int]
-    """Kept outputs, one by one: a search is not bound to whole states."""
+    """Kept outputs, one by one; or kept cuts, numbered -1 and down, if only whole states are kept."""
     taped: frozenset[int]
     working: frozenset[int] | None
     at: int
 
 
-def least(network: Network, budget: int) -> float:
-    """Dijkstra's search over every sequence of moves, each output kept or let go for itself."""
+def least(network: Network, budget: int, whole: bool) -> float:
+    """Dijkstra's search over every sequence of moves; each output kept or let go for itself, or only ``whole`` states."""
     nodes = network.nodes
     start = Machine(len(nodes), frozenset(), frozenset(), frozenset(), 0)
     best, queue, pushed = {start: 0.0}, [(0.0, 0, start)], 0
@@ -155,16 +155,18 @@ def least(network: Network, budget: int) -> float:
             return spent
         if spent > best[machine]:
             continue
-        for cost, reached in moves(network, machine, budget):
+        for cost, reached in moves(network, machine, budget, whole):
             if spent + cost < best.get(reached, float("inf")):
                 best[reached], pushed = spent + cost, pushed + 1
                 heapq.heappush(queue, (spent + cost, pushed, reached))
     return float("inf")
 
 
-def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[float, Machine]]:
+def moves(network: Network, machine: Machine, budget: int, whole: bool) -> Iterator[tuple[float, Machine]]:
     nodes, live = network.nodes, network.live
-    stop, kept, taped, working, at = machine
+    stop, held, taped, working, at = machine
+    cuts = {-1 - mark for mark in held} if whole else set()
+    kept = frozenset().union(*(live[cut] for cut in cuts)) if whole else held
     tapes = sum(nodes[k].tape_bytes for k in taped)
     saved = {network.place[name] for k in taped for name in nodes[k].saves if name in network.place}
     waiting = sum(nodes[v].bytes for v in live[stop]) if stop < len(nodes) else 0
@@ -173,22 +175,26 @@ def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[flo
     def size(values: Iterable[int]) -> int:
         return tapes + sum(nodes[v].bytes for v in {*values, *saved, *returned}) + waiting
 
-    for v in kept:
-        yield 0.0, machine._replace(kept=kept - {v})
+    for v in held:
+        yield 0.0, machine._replace(kept=held - {v})
     for k in range(stop):
-        if live[k] <= kept and (k, live[k]) != (at, working):
+        there = k == 0 or k in cuts if whole else live[k] <= kept
+        if there and (k, live[k]) != (at, working):
             yield 0.0, machine._replace(working=live[k], at=k)
     if stop - 1 in taped:
         k = stop - 1
         others = {network.place[name] for t in taped - {k} for name in nodes[t].saves if name in network.place}
         others |= returned
         rest = tapes - nodes[k].tape_bytes + sum(nodes[v].bytes for v in kept | others)
-        if rest + reversing(network, k, kept | others) <= budget:
-            yield 0.0, Machine(k, kept, taped - {k}, None, -1)
+        later = rest + sum(nodes[v].bytes for v in live[k])
+        if max(later, rest + reversing(network, k, kept | others)) <= budget:
+            yield 0.0, Machine(k, held, taped - {k}, None, -1)
     if working is None or at >= stop:
         return
     node = nodes[at]
-    for v in working - kept:
+    if whole and at not in cuts and size(kept | working) <= budget:
+        yield 0.0, machine._replace(kept=held | {-1 - at})
+    for v in [] if whole else working - kept:
         if size(kept | {v}) <= budget:
             yield 0.0, machine._replace(kept=kept | {v})
     used = {network.place[name] for name in node.dependencies if name in network.place}
@@ -197,16 +203,18 @@ def moves(network: Network, machine: Machine, budget: int) -> Iterator[tuple[flo
         at_once = size(kept | used) + max(node.recording, node.bytes)
         made = {at} if stop == len(nodes) else set()
         after = size(kept | own | made) + node.tape_bytes
-        held = kept | saved | returned | made
-        if max(at_once, after, size(kept | made) - waiting + reversing(network, at, held)) <= budget:
-            yield node.cost, Machine(at, kept, taped, None, -1)
+        around = kept | saved | returned | made
+        rest = size(kept | made) - waiting
+        later = rest + sum(nodes[v].bytes for v in live[at])
+        if max(at_once, after, later, rest + reversing(network, at, around)) <= budget:
+            yield node.cost, Machine(at, held, taped, None, -1)
         return
     following = live[at + 1]
     if size(kept | working) + node.bytes + node.running <= budget:
         yield node.cost, machine._replace(working=following, at=at + 1)
     taped_size = size(kept | own | following) + node.tape_bytes
     if at not in taped and max(taped_size, size(kept | working) + max(node.recording, node.bytes)) <= budget:
-        yield node.cost, Machine(stop, kept, taped | {at}, following, at + 1)
+        yield node.cost, Machine(stop, held, taped | {at}, following, at + 1)
 
 
 def reversing(network: Network, k: int, held_already: Iterable[int]) -> int:
@@ -217,24 +225,30 @@ def reversing(network: Network, k: int, held_already: Iterable[int]) -> int:
     return sum(network.nodes[v].bytes for v in [*own, *around]) + max(node.reversing, node.tape_bytes)
 
 
-def test_no_plan_beats_a_search_over_single_outputs_and_nearly_all_meet_it() -> None:
-    """A plan keeps whole states to the end; a search may keep any output for any time."""
+@pytest.mark.parametrize("skips", [0.0, 0.4])
+def test_the_plan_of_a_small_network_is_the_cheapest_that_keeps_whole_states(skips: float) -> None:
+    """And for a chain, whose states are single outputs, the cheapest of all. With skips a search that may keep outputs
+    one by one does better now and then: it brings back one part of a state, and has the other still."""
     draw = random.Random(5)
-    dearer = 0
-    for _ in range(60):
+    ratios = []
+    for _ in range(25):
         count = draw.randint(2, 5)
         nodes = []
         for k in range(count):
-            skips = [f"n{i}" for i in range(k - 1) if draw.random() < 0.4]
+            others = [f"n{i}" for i in range(k - 1) if draw.random() < skips]
             tape = draw.randint(1, 8)
             sizes = (draw.randint(1, 9), draw.randint(1, 6), tape, 0, tape + draw.randint(0, 2))
-            nodes.append(Node(f"n{k}", (f"n{k - 1}" if k else "x", *skips), *sizes))
+            nodes.append(Node(f"n{k}", (f"n{k - 1}" if k else "x", *others), *sizes))
         network = Network(nodes)
         budget = refused(network) + draw.randint(0, 6)
-        found, best = carried_out(network, plan_graph(network, budget))[0], least(network, budget)
-        assert best <= found
-        dearer += best < found
-    assert dearer <= 8  # of 60: a plan keeps whole states, and counts what a tape and a state share twice
+        plan = plan_graph(network, budget)
+        found = carried_out(network, plan)[0]
+        assert found == least(network, budget, whole=True)
+        ratios.append(found / least(network, budget, whole=False))
+        assert "No plan" in plan.why or len(set(network.runs(plan).values())) == 1
+    assert min(ratios) == 1
+    assert max(ratios) <= (1 if not skips else 1.25), max(ratios)
+    assert sum(ratio > 1 for ratio in ratios) <= (0 if not skips else 5)
 
 
 def u_net(depth: int) -> list[Node]:

@@ -1,21 +1,25 @@
-"""One model with one way to keep its tapes, in a process of its own: bytes, times, runs, and a digest of the gradient."""
+"""One model with one way to keep its tapes, in a forked process: bytes, times, runs, and a digest of the gradient."""
 
 from __future__ import annotations
 
 import gc
 import hashlib
 import json
+import os
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import adjoint
 import revolve
 from adjoint.memory import Meter
-from benchmarks.networks.models import MODELS, Case
+from benchmarks.networks.models import MODELS, SIZED, Case
 
 
 def way(name: str, case: Case, share: float | None) -> Any:
@@ -44,33 +48,36 @@ def way(name: str, case: Case, share: float | None) -> Any:
     return adjoint.checkpointed(case.parts, budget=int(share * whole))
 
 
-def gradient(run: Any, inputs: Tensor, cotangent: Tensor | None) -> Tensor:
+def gradient(run: Any, inputs: Tensor, cotangent: Tensor) -> Tensor:
     torch.manual_seed(1)
-    found = run(inputs)
-    output: Tensor = getattr(found, "logits", found)
-    output.backward(torch.ones_like(output) if cotangent is None else cotangent)
+    output = logits(run(inputs))
+    output.backward(cotangent)
     return output.detach()
 
 
-def child(model: str, name: str, share: float | None) -> None:
-    torch.set_num_threads(1)
+def logits(found: Any) -> Tensor:
+    """What transformers return holds them; others return them."""
+    output: Tensor = getattr(found, "logits", found)
+    return output
+
+
+def measured(model: str, name: str, share: float | None = None) -> dict[str, Any]:
+    """One gradient: time, high-water mark, digest of all results, calls; and one more, its tensors and operations counted."""
     torch.manual_seed(0)
     case = MODELS[model]()
     run = way(name, case, share)
     parameters = list(case.model.parameters())
-    predicted = None
-    if isinstance(run, adjoint.Checkpointed):
-        predicted = run.measure(case.inputs)
+    predicted = run.measure(case.inputs) if isinstance(run, adjoint.Checkpointed) else None
     for p in parameters:
         p.grad = torch.zeros_like(p)
-    with torch.no_grad():
-        output = run(case.inputs)
-        cotangent = torch.ones_like(getattr(output, "logits", output))
-        del output
     buffers = [x.clone() for x in case.model.buffers()]
+    with torch.no_grad():
+        cotangent = torch.ones_like(logits(run(case.inputs)))
+    put_back(case, buffers)
     calls = counted(case) if name != "plain" else []
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
+    with suppress(OSError):  # where it is forbidden, the mark is that of the measuring before
+        Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
     start = time.process_time()
     output = gradient(run, case.inputs, cotangent)
@@ -78,29 +85,84 @@ def child(model: str, name: str, share: float | None) -> None:
     peak = _status("VmHWM") - before
     seen = [output, *(p.grad for p in parameters if p.grad is not None), *case.model.buffers(), torch.rand(2)]
     digest, norm = _digest(seen), _norm(parameters)
-    with torch.no_grad():
-        for x, old in zip(case.model.buffers(), buffers, strict=True):
-            x.copy_(old)
-    del output
+    del output, seen
     calls_once = sum(calls)
-    with Meter() as meter:
+    put_back(case, buffers)
+    with Meter() as meter, FlopCounterMode(display=False) as flops:
         gradient(run, case.inputs, cotangent)
     found: dict[str, Any] = {
         "seconds": seconds,
+        "batch": len(case.inputs),
         "measured": peak,
         "tensors": meter.peak,
+        "operations": flops.get_total_flops(),
         "digest": digest,
         "norm": norm,
     }
     if isinstance(run, adjoint.Checkpointed) and predicted is not None:
-        found["predicted"] = predicted.bytes
         planned = list(run.network.runs(predicted).values())
-        found["calls"], found["planned"] = (
-            calls_once,
-            sum(n for n, part in zip(planned, blocks(case), strict=True) if part),
-        )
+        found["predicted"] = predicted.bytes
+        found["calls"] = calls_once
+        found["planned"] = sum(n for n, part in zip(planned, blocks(case), strict=True) if part)
         found["runs"], found["blocks"] = sum(planned), len(planned)
-    print(json.dumps(found))
+    return found
+
+
+def put_back(case: Case, buffers: list[Tensor]) -> None:
+    with torch.no_grad():
+        for x, old in zip(case.model.buffers(), buffers, strict=True):
+            x.copy_(old)
+
+
+def peak(model: str, size: int, cap: int | None) -> dict[str, Any]:
+    """The most bytes of tensors of one gradient of a model of this size; ``cap``: the budget, or None for plain torch.
+
+    ``least``: the smallest budget that works, or what plain torch takes.
+    """
+    torch.manual_seed(0)
+    case = SIZED[model](size)
+    run: Any = case.model
+    least = 0
+    if cap is not None:
+        run = adjoint.checkpointed(case.parts, budget=cap)
+        least = smallest(adjoint.checkpointed(case.parts, slots="all"), case.inputs)
+        if least > cap:
+            return {"tensors": least, "least": least, "seconds": 0.0}
+    for p in case.model.parameters():
+        p.grad = torch.zeros_like(p)
+    with torch.no_grad():
+        cotangent = torch.ones_like(logits(run(case.inputs)))
+    if cap is not None:
+        run.measure(case.inputs)
+    start = time.process_time()
+    with Meter() as meter:
+        gradient(run, case.inputs, cotangent)
+    return {"tensors": meter.peak, "least": least or meter.peak, "seconds": time.process_time() - start}
+
+
+def smallest(run: adjoint.Checkpointed, inputs: Tensor) -> int:
+    run.measure(inputs)
+    try:
+        revolve.plan_graph(run.network, 0)
+    except revolve.BudgetError as error:
+        return error.smallest
+    return 0
+
+
+def serve() -> None:
+    """Answer lines of JSON (the name of a function here, and its arguments), each in a forked child."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            name, arguments = json.loads(line)
+            try:
+                answer: Any = {"measured": measured, "peak": peak}[name](*arguments)
+            except Exception as error:
+                answer = f"{type(error).__name__}: {error}"
+            print(json.dumps(answer), flush=True)
+            return
+        os.waitpid(child, 0)
 
 
 def blocks(case: Case) -> list[nn.Module | None]:

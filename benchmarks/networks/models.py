@@ -46,13 +46,22 @@ class First(nn.Module):
         return result
 
 
-def gpt2() -> Case:
+def gpt2(batch: int = 8) -> Case:
     """12 layers of width 192 with dropout; sequences of 128."""
-    config = GPT2Config(n_layer=12, n_embd=192, n_head=6, n_positions=128, vocab_size=1024, use_cache=False)
+    config = GPT2Config(
+        n_layer=12,
+        n_embd=192,
+        n_head=6,
+        n_positions=128,
+        vocab_size=1024,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model = GPT2LMHeadModel(config)
     whole = model.transformer
     parts = [Words(whole), *map(First, whole.h), whole.ln_f, model.lm_head]
-    return Case(model, parts, torch.randint(1024, (8, 128)))
+    return Case(model, parts, torch.randint(1024, (batch, 128)))
 
 
 def u_net() -> Case:
@@ -96,12 +105,12 @@ def vgg() -> Case:
     return Case(model, parts, torch.randn(4, 3, 96, 96))
 
 
-def resnet() -> Case:
+def resnet(batch: int = 8) -> Case:
     """18 layers with BatchNorm."""
     model = resnet18(num_classes=10)
     stages = [block for stage in (model.layer1, model.layer2, model.layer3, model.layer4) for block in stage]
     parts = [model.conv1, model.bn1, model.relu, model.maxpool, *stages, model.avgpool, nn.Flatten(), model.fc]
-    return Case(model, parts, torch.randn(8, 3, 96, 96))
+    return Case(model, parts, torch.randn(batch, 3, 96, 96))
 
 
 class Patches(nn.Module):
@@ -126,10 +135,17 @@ class Token(nn.Module):
         return series[:, 0]
 
 
-def vision_transformer() -> Case:
-    """8 layers of width 192 on 64 patches, dropout."""
+def vision_transformer(layers: int = 8) -> Case:
+    """Layers of width 192 on 64 patches, dropout."""
     model = VisionTransformer(
-        image_size=64, patch_size=8, num_layers=8, num_heads=6, hidden_dim=192, mlp_dim=768, dropout=0.1, num_classes=10
+        image_size=64,
+        patch_size=8,
+        num_layers=layers,
+        num_heads=6,
+        hidden_dim=192,
+        mlp_dim=768,
+        dropout=0.1,
+        num_classes=10,
     )
     for layer in model.heads:
         nn.init.normal_(layer.weight, std=0.1)  # the package starts from zeros, and all gradients were zero
@@ -153,3 +169,10 @@ MODELS: dict[str, Callable[[], Case]] = {
     "ResNet-18": resnet,
     "ViT": vision_transformer,
 }
+
+SIZED: dict[str, Callable[[int], Case]] = {
+    "GPT-2, batch": gpt2,
+    "ResNet-18, batch": resnet,
+    "ViT, layers": vision_transformer,
+}
+"""Models by what makes them larger."""

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.measure import Section
@@ -28,25 +30,46 @@ WAYS = (
 )
 
 
-def child(model: str, name: str, share: float | None = None) -> dict[str, Any] | str:
-    """What the child found, or the last line of its error."""
-    call = f"from benchmarks.networks.child import child; child({model!r}, {name!r}, {share!r})"
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", call], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return done.stderr.strip().splitlines()[-1]
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    assert sum(norm > 0 for norm in found["norm"]) > 0.9 * len(found["norm"]), "gradients that are zero show nothing"
-    return found
+class Children:
+    """Measures each model in a process of its own, forked from one that has imported what all of them need."""
+
+    def __init__(self) -> None:
+        # large blocks go back to the system as soon as they are free, so that the process shows what is held
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+        call = "from benchmarks.networks.child import serve; serve()"
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", call], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """What the function of ``child.py`` found, or a sentence."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        print(json.dumps([name, arguments]), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
+
+    def measured(self, model: str, way: str, share: float | None = None) -> dict[str, Any] | str:
+        found: dict[str, Any] | str = self.ask("measured", model, way, share)
+        if isinstance(found, dict):
+            moved = sum(norm > 0 for norm in found["norm"])
+            assert moved > 0.9 * len(found["norm"]), "gradients that are zero show nothing"
+        return found
+
+    def peak(self, model: str, budget: int | None, size: int) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("peak", model, size, budget)
+        assert isinstance(found, dict), found
+        return found
+
+    def close(self) -> None:
+        self._server.communicate()
 
 
-def budgets() -> Section:
+def budgets(children: Children) -> Section:
     rows = []
     for model in NAMES:
-        plain = child(model, "plain")
+        plain = children.measured(model, "plain")
         assert isinstance(plain, dict), plain
         for share in SHARES:
-            found = child(model, "budget", share)
+            found = children.measured(model, "budget", share)
             if isinstance(found, str):
                 smallest = found.rpartition("; ")[2]
                 rows.append((model, f"{share:.0%}", f"refused: {smallest}", "", "", "", "", "", ""))
@@ -86,34 +109,91 @@ def budgets() -> Section:
     )
 
 
-def ways(model: str = "ViT") -> Section:
-    plain = child(model, "plain")
+def ways(children: Children, model: str) -> Section:
+    plain = children.measured(model, "plain")
     assert isinstance(plain, dict), plain
     rows = []
     for name in WAYS:
-        found = plain if name == "plain" else child(model, name)
+        found = plain if name == "plain" else children.measured(model, name)
         assert isinstance(found, dict), found
         gap = max(abs(a - b) / (abs(b) + 1e-30) for a, b in zip(found["norm"], plain["norm"], strict=True))
         same = "the same bits" if found["digest"] == plain["digest"] else f"norms differ by {gap:.1g}"
         runs = f"{found['runs'] / found['blocks']:.2f}" if "runs" in found else "1.00"
+        saved, again = plain["tensors"] - found["tensors"], found["operations"] - plain["operations"]
         rows.append(
-            (name, f"{found['measured'] / 1e6:.1f} MB", runs, f"{found['seconds'] / plain['seconds']:.2f}", same)
+            (
+                name,
+                f"{found['tensors'] / 1e6:.1f} MB",
+                runs,
+                f"{found['seconds'] / plain['seconds'] - 1:+.0%}",
+                f"{found['batch'] / found['seconds']:.1f}",
+                f"{found['operations'] / found['tensors']:.0f}",
+                f"{again / saved:.0f}" if saved > 0.01 * plain["tensors"] else "",
+                same,
+            )
         )
-    header = ("kept", "tensors", "process", "runs a block", "time of plain torch", "results")
+    header = (
+        "kept",
+        "tensors",
+        "runs a block",
+        "overhead",
+        "samples/s",
+        "operations a byte",
+        "again, a byte",
+        "results",
+    )
     return Section(
         f"One network, every way: {model}",
-        "As above. 'binomial' has sqrt(L) slots; 'host', 'file' and 'bfloat16' keep the state before every block there.",
+        "As above. 'binomial' has sqrt(L) slots; 'host', 'file' and 'bfloat16' keep the state before every block there "
+        "(on a CPU the host's memory is the device's, and counts). Operations a byte: those of one gradient, in matrix "
+        "products and convolutions, for each byte held at most; again: those that are run again for each byte saved.",
         header,
         tuple(rows),
     )
 
 
+def largest(children: Children) -> Section:
+    """The largest batch or depth whose gradient stays under a cap, plainly and with the cap as a budget."""
+    rows = []
+    for name, small in (("GPT-2, batch", 4), ("ResNet-18, batch", 4), ("ViT, layers", 4)):
+        cap = children.ask("peak", name, small, None)["tensors"]
+        for way, budget in (("plain torch", None), ("the cap as a budget", cap)):
+            size, found = _largest(partial(children.peak, name, budget), small, cap)
+            speed = f"{size / found['seconds']:.1f}"
+            rows.append((name, f"{cap / 1e6:.1f} MB", way, str(size), f"{found['tensors'] / 1e6:.1f} MB", speed))
+    return Section(
+        "The largest under a cap",
+        "The cap is what plain torch takes with 4. Every size that fits was run and its tensors were counted; one more of "
+        "it does not fit (the plan is refused, or plain torch passes the cap). Speed: batch rows or layers a second, "
+        "while tensors are counted, which takes time itself.",
+        ("model", "cap", "way", "largest", "tensors", "speed"),
+        tuple(rows),
+    )
+
+
+def _largest(peak: Callable[[int], dict[str, Any]], size: int, cap: int) -> tuple[int, dict[str, Any]]:
+    """The largest size whose peak is under the cap: where a line through two peaks says, and from there one by one."""
+    least = [peak(n)["least"] for n in (size, 2 * size)]
+    size = max(1, int(size + size * (cap - least[0]) / (least[1] - least[0])))
+    found = peak(size)
+    while found["tensors"] > cap:
+        size, found = size - 1, peak(size - 1)
+    while (more := peak(size + 1))["tensors"] <= cap:
+        size, found = size + 1, more
+    return size, found
+
+
 def run(device: str) -> Section:
     if device != "cpu":
         raise SystemExit("networks are measured by the high-water mark of a process, on the CPU alone")
+    children = Children()
+    try:
+        parts = budgets(children), ways(children, "ViT"), ways(children, "ResNet-18"), largest(children)
+    finally:
+        children.close()
     return Section(
         "Networks",
-        "Real architectures with random weights, in training mode, dropout included; one thread, float32. "
-        "To install them: `pip install -r benchmarks/networks.txt`.",
-        parts=(budgets(), ways()),
+        "Real architectures with random weights, in training mode, dropout included; one thread, float32, seconds of the "
+        "processor. To install them: `pip install -r benchmarks/networks.txt`; it takes about five minutes.",
+        parts=parts,
     )
