@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,12 +15,23 @@ from adjoint.autograd import Cotangent
 from adjoint.continuous import Backsolve
 from adjoint.discrete import Discrete
 from adjoint.events import EventFunction, EveryStep
+from adjoint.gradients import Backprop
 from adjoint.interpolate import DenseSolution, Polynomials
 from adjoint.interpolating import CONTINUOUS
 from adjoint.join import Filled, join
 from adjoint.methods import Method, program_of
-from adjoint.options import Question, callbacks_of, control_of, method_named, tolerance_of
+from adjoint.options import (
+    CALLBACKS,
+    METHODS,
+    Question,
+    callbacks_of,
+    control_of,
+    method_named,
+    scipy_named,
+    tolerance_of,
+)
 from adjoint.problem import Gradient, Outcome, Problem, check_memory
+from adjoint.scipy_solver import ByScipy, Scipy, program_by_scipy
 from adjoint.solve import check_args, checked_state, checked_times, steps_of
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
 from adjoint.steppers.first_event import FirstEvent
@@ -49,6 +61,8 @@ class Call:
     zeros: bool = False
     backward: Mapping[str, Any] = field(default_factory=dict)
     """What a continuous adjoint does otherwise than the solve: rtol, atol, method, options."""
+    scipy: Scipy | None = None
+    """Who solves in place of ``method``."""
 
     @classmethod
     def of(
@@ -68,22 +82,39 @@ class Call:
         check_args(args)
         check_memory(*memory)
         known = dict(options or {})
-        found = method_named("method", method, known)
+        scipy = scipy_named("method", known) if method == Scipy.name else None
+        if scipy is not None and (
+            any(x is not None for x in memory) or not isinstance(how, (Backprop, Backsolve, Discrete))
+        ):
+            raise ValueError(
+                f"method='scipy_solver' has the continuous adjoint along scipy's interpolant as its gradient, without slots "
+                f"or a budget; gradient={how!r}, slots={memory[0]!r}, budget={memory[1]!r} go with 'dopri5', 'radauIIA5', .."
+            )
+        found = METHODS["bosh3"] if scipy is not None else method_named("method", method, known)
         if state[0].is_meta and (found.adaptive or getattr(found, "implicit", False)):
             raise ValueError(f"method={found.name!r} measures errors, and meta tensors hold none; use 'rk4'")
         function = (_Declared(func, declared) if declared else func, tuple(args))
-        return cls(Question(func, y0, structure, state), function, found, known, memory, how, zeros)
+        question = Question(func, y0, structure, state)
+        return cls(question, function, found, known, memory, how, zeros, scipy=scipy)
 
     def backwards(self, rtol: Any, atol: Any, method: str | None, options: Mapping[str, Any] | None) -> Call:
         """The same, with wishes for the continuous adjoint; they are read, and checked, even if it is not asked for."""
         given = {"rtol": rtol, "atol": atol, "method": method, "options": options}
-        if method is not None:
+        if method == Scipy.name and self.scipy is None:
+            raise ValueError("adjoint_method='scipy_solver' goes with method='scipy_solver'; give 'dopri5', say")
+        if self.scipy is not None and method not in (None, Scipy.name):
+            raise ValueError(
+                f"adjoint_method={method!r}: method='scipy_solver' is solved backwards by scipy too; leave it out"
+            )
+        if method is not None and self.scipy is None:
             method_named("adjoint_method", method, dict(options or {}))
         return replace(self, backward={name: value for name, value in given.items() if value is not None})
 
     def values(self, t: Tensor, rtol: Any, atol: Any) -> Any:
         """The solution at the times asked for."""
         times = checked_times(t, self.question.state)
+        if self.scipy is not None and len(times) > 1:
+            return self._by_scipy(self.scipy, times, rtol, atol)
         control = self._control(times, rtol, atol)
         if len(times) == 1:
             return self.question.structure.unflatten(self._still())
@@ -92,6 +123,7 @@ class Call:
 
     def until(self, t: Tensor, rtol: Any, atol: Any, event_fn: EventFunction) -> tuple[Tensor, Any]:
         """The time of the first event after t[0], in the direction of t[1], and the solution at t[0] and there."""
+        self._refuse_scipy("meets no events")
         question, how = self.question, self._how()
         times = checked_times(t, question.state)
         if len(times) != 2:
@@ -115,6 +147,7 @@ class Call:
 
     def dense(self, t0: Any, t1: Any, rtol: Any, atol: Any) -> DenseSolution:
         """The solution between two times."""
+        self._refuse_scipy("gives no function of time")
         if isinstance(self.how, CONTINUOUS):
             raise ValueError("gradient='backsolve' keeps no steps to interpolate; use 'discrete' or 'backprop'")
         given = [x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64) for x in (t0, t1)]
@@ -128,6 +161,23 @@ class Call:
         outcome = self._carried_out(self._how(), program)
         knots = program.timeline.knots(times.to(device=program.device, dtype=program.wide))
         return DenseSolution(self.question.structure, Polynomials(knots, outcome.outputs))
+
+    def _by_scipy(self, forward: Scipy, times: Tensor, rtol: Any, atol: Any) -> Any:
+        """The solution by scipy, with a continuous adjoint."""
+        question, wishes = self.question, self.backward
+        if any(hasattr(question.func, name) for name in CALLBACKS.values()):
+            warnings.warn("method='scipy_solver' calls no callbacks of func", stacklevel=4)
+        tolerance = tolerance_of(question, rtol, atol, {})
+        start = tuple(x.detach().contiguous() for x in question.state)
+        program = program_by_scipy(times, question.structure, start, tolerance, question.time_dtype)
+        backward = scipy_named("adjoint_method", wishes["options"]) if "options" in wishes else forward
+        own = tolerance_of(question, wishes.get("rtol", rtol), wishes.get("atol", atol), {})
+        outcome = self._carried_out(ByScipy(forward, backward, own.rtol, own.atol), program)
+        return question.structure.unflatten(outcome.outputs)
+
+    def _refuse_scipy(self, why: str) -> None:
+        if self.scipy is not None:
+            raise ValueError(f"method='scipy_solver' {why}; give 'dopri5', or for stiff equations 'radauIIA5'")
 
     def _polynomials(self, program: ExplicitProgram, times: Tensor, outcome: Outcome, view: FirstEvent) -> Polynomials:
         """That of the step in which the event happens."""

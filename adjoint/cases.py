@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from adjoint.implicit_method import Implicit
 from adjoint.linear import LinearAlgebra
 from adjoint.methods import NAMED, Method
 from adjoint.names import named
-from adjoint.steppers.implicit import Implicit
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from adjoint.gradients import gradient_named, is_backprop
 from adjoint.interpolate import DenseSolution
 from adjoint.options import METHODS
 from adjoint.problem import Gradient
+from adjoint.scipy_solver import Scipy
 from adjoint.transforms import leaves_of_tree, mapped, through_transforms, tree_of_leaves
 
 
 def _follows_transforms(arguments: dict[str, Any]) -> bool:
-    """Torch's own graph does; but events, controlled steps and convergence ask for numbers, which vmap has none of."""
-    numbers = arguments["event_fn"] is not None or (mapped() and not _plain(arguments["method"]))
+    """Torch's own graph does; but events, scipy, controlled steps and convergence ask for numbers, which vmap has none of."""
+    method = arguments["method"]
+    numbers = arguments["event_fn"] is not None or method == Scipy.name or (mapped() and not _plain(method))
     return is_backprop(arguments["gradient"]) and not numbers
 
 
@@ -55,7 +57,10 @@ def odeint(
     - fixed steps: ``step_size``, ``grid_constructor``, ``interp``, ``perturb``; for Adams methods also ``max_order``,
       ``max_iters``, ``implicit``;
     - controlled ones: ``first_step``, ``safety``, ``ifactor``, ``dfactor``, ``max_num_steps``, ``min_step``,
-      ``max_step``, ``jump_t``, ``step_t``, ``dtype``, ``norm``.
+      ``max_step``, ``jump_t``, ``step_t``, ``dtype``, ``norm``;
+    - ``method="scipy_solver"``: ``solver`` ("LSODA", "RK45", "RK23", "DOP853", "Radau", "BDF" or a class), ``min_step``,
+      ``max_step``. Its gradient is the continuous adjoint along scipy's own interpolant, solved backwards by scipy too: first
+      derivatives only, and as exact as the tolerances.
 
     With ``event_fn`` the solve runs from t[0], in the direction of t[1] and beyond it, until event_fn(t, y) changes its
     sign, and the result is (time of the event, solution at t[0] and there): see :func:`odeint_event`.

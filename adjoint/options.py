@@ -20,6 +20,7 @@ from adjoint.implicit_method import Implicit
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.methods import Method
 from adjoint.names import named
+from adjoint.scipy_solver import Scipy
 from adjoint.steppers.adams import MULTISTEP, Adams
 from adjoint.steppers.explicit import Control, Tolerance
 from adjoint.tableaus import METHODS as TABLEAUS
@@ -49,15 +50,13 @@ METHODS: dict[str, Method] = {
 }
 """By torchdiffeq's names: those of its release, and ``tsit5`` and implicit methods (of fixed steps) of its repository."""
 
-LATER = frozenset(["scipy_solver"])
-"""Names of torchdiffeq that are not here yet."""
-
 FIXED = frozenset("step_size grid_constructor interp perturb norm".split())
 ADAMS = FIXED | {"max_order", "max_iters", "implicit"}
 NEWTON = FIXED | {"max_iters"}
 ADAPTIVE = frozenset(
     "first_step safety ifactor dfactor max_num_steps min_step max_step jump_t step_t dtype norm".split()
 )
+SCIPY = frozenset("solver min_step max_step norm".split())
 CALLBACKS = {"step": "callback_step", "accept": "callback_accept_step", "reject": "callback_reject_step"}
 
 UNTIL_EVENT, FIXED_UNTIL_EVENT = 100_000, 20_000
@@ -84,10 +83,17 @@ class Question:
         return torch.empty(0, dtype=dtype).real.dtype
 
 
+def scipy_named(argument: str, options: Mapping[str, Any]) -> Scipy:
+    """method="scipy_solver" with those of the options that are its own."""
+    unused = sorted(set(options) - SCIPY)
+    if unused:
+        warnings.warn(f"{argument}='scipy_solver' takes no options {unused}; it takes {sorted(SCIPY)}", stacklevel=4)
+    own = {name: options[name] for name in ("solver", "min_step", "max_step") if name in options}
+    return Scipy(**own)
+
+
 def method_named(argument: str, method: str | None, options: Mapping[str, Any]) -> Method:
     """The method of torchdiffeq's by this name, with those of the options that are its own."""
-    if method in LATER:
-        raise NotImplementedError(f"{argument}={method!r} is not here yet; there are {', '.join(map(repr, METHODS))}")
     found = METHODS["dopri5"] if method is None else named(argument, method, METHODS)
     kinds = {Adams: ADAMS, Implicit: NEWTON}
     known = ADAPTIVE if found.adaptive else kinds.get(type(found), FIXED)

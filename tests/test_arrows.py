@@ -151,6 +151,7 @@ ORDER = {
         "eventful",
         "solve",
         "stepping",
+        "scipy_solver",
         "options",
         "call",
         "odeint",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import adjoint
 from adjoint import Implicit
-from adjoint.options import LATER, METHODS
+from adjoint.options import METHODS
 
 FIXED = [name for name, x in METHODS.items() if not x.adaptive and not isinstance(x, Implicit)]
 ADAPTIVE = [
@@ -155,13 +155,6 @@ def test_options_of_controlled_steps() -> None:
 def test_one_time_is_the_first_state() -> None:
     f, y0, _ = setting()
     assert torch.equal(adjoint.odeint(f, y0, torch.tensor([0.5])), y0[None])
-
-
-@pytest.mark.parametrize("method", sorted(LATER))
-def test_names_that_come_later_are_refused_by_name(method: str) -> None:
-    f, y0, t = setting()
-    with pytest.raises(NotImplementedError, match=method):
-        adjoint.odeint(f, y0, t, method=method)
 
 
 def test_wrong_calls_get_a_sentence() -> None:
