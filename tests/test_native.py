@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -322,6 +323,37 @@ def test_programs_are_found_on_disk_and_made_anew_when_damaged(tmp_path: Path, m
         values.append(found)
     assert "known already" in gradient(predators())[0].engine
     assert all(torch.equal(a, b) for found in values for a, b in zip(found, values[0], strict=True))
+
+
+def solved_at_once(start: Any, answers: Any) -> None:
+    y0, p = (torch.tensor([x, 0.5], **double, requires_grad=True) for x in (1.0, 0.3))
+    kernel._known.clear()
+    again._known.clear()
+    start.wait()
+    for k in range(2):
+        found = adjoint.solve(
+            lambda t, y, k=k: torch.sin(p * y) * k, y0, [0.0, 1.0], method="rk4", dt=0.1, engine="native"
+        )
+        gradient = torch.autograd.grad(found.ys.square().sum(), (y0, p))
+        answers.put((k, found.engine.partition(":")[0], tuple(x.hex() for g in gradient for x in g.tolist())))
+
+
+def test_processes_that_start_at_once_share_one_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All write and read the same files at the same moment, and get the same bits."""
+    monkeypatch.setenv("ADJOINT_CACHE", str(tmp_path))
+    context = multiprocessing.get_context("fork")
+    start, answers = context.Barrier(4), context.Queue()
+    every = [context.Process(target=solved_at_once, args=(start, answers)) for _ in range(3)]
+    for process in every:
+        process.start()
+    start.wait(60)
+    found = [answers.get(timeout=60) for _ in range(6)]
+    for process in every:
+        process.join(60)
+        assert process.exitcode == 0
+    assert {said for _, said, _ in found} == {"native"} and len({(k, bits) for k, _, bits in found}) == 2
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2 and all(file.suffix == ".o" for file in files)  # nothing half made is left
 
 
 def test_a_solve_that_blows_up_says_where() -> None:

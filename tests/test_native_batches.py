@@ -108,3 +108,29 @@ def test_a_member_that_blows_up_leaves_the_others_as_they_are() -> None:
         found.append((solution.ys[-1], torch.autograd.grad(solution.ys[-1][:-1].sum(), y)[0]))
     for a, b in zip(*found, strict=True):
         assert torch.equal(a[:-1], b[:-1])
+
+
+def test_no_bit_depends_on_the_number_of_threads() -> None:
+    """A gradient of 1000 members, whose sums have many terms."""
+    y0 = torch.linspace(0.5, 1.5, 2000, **double).view(1000, 2).requires_grad_()
+    shared = torch.tensor([0.3, 0.7], **double, requires_grad=True)
+    own = torch.linspace(0.1, 1.1, 1000, **double).view(1000, 1).requires_grad_()
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        return -own * torch.sin(shared * y) + y.flip(-1) / (1 + shared.exp())
+
+    def found() -> list[Tensor]:
+        solution = adjoint.solve(f, y0, [0.0, 0.3, 1.0], method="rk4", dt=0.1, slots=3, engine="native")
+        assert "1000 members" in solution.engine
+        return [solution.ys, *torch.autograd.grad(solution.ys.square().sum(), (y0, shared, own))]
+
+    before = torch.get_num_threads()
+    try:
+        every = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            every.append(found())
+    finally:
+        torch.set_num_threads(before)
+    for other in every[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(every[0], other, strict=True))

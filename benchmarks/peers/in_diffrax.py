@@ -29,6 +29,9 @@ class RK4(diffrax.AbstractERK):
 
 
 def checkpointed(problem: Problem) -> Gradient:
+    """Controlled steps with as many checkpoints as it likes."""
+    if problem.rtol is not None:
+        return controlled(problem, problem.rtol)
     adjoint = diffrax.RecursiveCheckpointAdjoint(checkpoints=min(problem.slots, problem.steps))
 
     def last(y0: Any, p: Any) -> Any:
@@ -44,6 +47,18 @@ def checkpointed(problem: Problem) -> Gradient:
             stepsize_controller=diffrax.ConstantStepSize(),
             adjoint=adjoint,
             max_steps=problem.steps,
+        )
+        return solution.ys[0]
+
+    return compiled(problem, last)
+
+
+def controlled(problem: Problem, rtol: float) -> Gradient:
+    def last(y0: Any, p: Any) -> Any:
+        term = diffrax.ODETerm(lambda t, y, args: problem.f(jnp, y, args))
+        control = diffrax.PIDController(rtol=rtol, atol=rtol)
+        solution = diffrax.diffeqsolve(
+            term, diffrax.Dopri5(), 0.0, problem.end, None, y0, args=p, stepsize_controller=control, max_steps=4096
         )
         return solution.ys[0]
 

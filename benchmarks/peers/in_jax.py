@@ -33,6 +33,11 @@ def compiled(problem: Problem, last: Callable[[Any, Any], Any]) -> Gradient:
     return run
 
 
+def refuse_control(problem: Problem) -> None:
+    if problem.rtol is not None:
+        raise ValueError("takes fixed steps")
+
+
 def step(problem: Problem, y: Any, p: Any) -> Any:
     h = problem.h
     k1 = problem.f(jnp, y, p)
@@ -43,6 +48,8 @@ def step(problem: Problem, y: Any, p: Any) -> Any:
 
 
 def scan(problem: Problem) -> Gradient:
+    refuse_control(problem)
+
     def last(y0: Any, p: Any) -> Any:
         return jax.lax.scan(lambda y, _: (step(problem, y, p), None), y0, length=problem.steps)[0]
 
@@ -51,6 +58,7 @@ def scan(problem: Problem) -> Gradient:
 
 def remat(problem: Problem) -> Gradient:
     """Segments are run again, and in each of them every step."""
+    refuse_control(problem)
 
     def last(y0: Any, p: Any) -> Any:
         @jax.checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,32 @@ def ours(problem: Problem, slots: int | str) -> Gradient:
     return run
 
 
+def warm() -> None:
+    """Make torch import what its first gradient imports."""
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    for engine in ("eager", "native"):
+        solution = adjoint.solve(lambda t, y: -y, y0, [0.0, 1.0], method="rk4", dt=0.5, engine=engine)
+        torch.autograd.grad(solution.ys.sum(), y0)
+
+
+def engine(problem: Problem) -> Gradient:
+    """By the native engine, where it takes the problem."""
+    y0, parameters = leaves(problem)
+    t = torch.tensor([0.0, problem.end], dtype=y0.dtype)
+    how: dict[str, Any] = {"method": "rk4", "dt": problem.h, "slots": min(problem.slots, problem.steps)}
+    if problem.rtol is not None:
+        how = {"method": "dopri5", "rtol": problem.rtol, "atol": problem.rtol}
+
+    def f(t: Tensor, y: Tensor, p: tuple[Tensor, ...]) -> Tensor:
+        return problem.f(torch, y, p)
+
+    def run() -> Sequence[Tensor]:
+        solution = adjoint.solve(f, y0, t, args=(parameters,), engine="native", **how)
+        return of_loss(solution.ys[-1], y0, parameters)
+
+    return run
+
+
 def in_slots(problem: Problem) -> Gradient:
     return ours(problem, min(problem.slots, problem.steps))
 
@@ -71,6 +98,8 @@ def several_steps(problem: Problem, count: int) -> Callable[..., Tensor]:
 
 
 def loop(problem: Problem) -> Gradient:
+    if problem.rtol is not None:
+        raise ValueError("takes fixed steps")
     y0, parameters = leaves(problem)
     steps = several_steps(problem, problem.steps)
     return lambda: of_loss(steps(y0, *parameters), y0, parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,13 @@ __all__ = ["backsolve", "graph", "numbers"]
 
 def graph(problem: Problem) -> Gradient:
     y0, parameters = leaves(problem)
-    t, options = torch.tensor([0.0, problem.end], dtype=torch.float64), {"step_size": problem.h}
+    t = torch.tensor([0.0, problem.end], dtype=torch.float64)
+    how: dict[str, Any] = {"method": "rk4", "options": {"step_size": problem.h}}
+    if problem.rtol is not None:
+        how = {"method": "dopri5", "rtol": problem.rtol, "atol": problem.rtol}
 
     def run() -> Sequence[Tensor]:
-        ys = odeint(lambda t, y: problem.f(torch, y, parameters), y0, t, method="rk4", options=options)
+        ys = odeint(lambda t, y: problem.f(torch, y, parameters), y0, t, **how)
         return of_loss(ys[-1], y0, parameters)
 
     return run

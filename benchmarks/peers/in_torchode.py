@@ -43,13 +43,17 @@ def graph(problem: Problem) -> Gradient:
     def f(t: Tensor, y: Tensor) -> Tensor:
         return problem.f(torch, y.reshape(y0.shape), parameters).reshape(shape)
 
-    solver = torchode.AutoDiffAdjoint(RK4(torchode.ODETerm(f)), torchode.FixedStepController())
-    start, end, h = (torch.full((count,), x, dtype=torch.float64) for x in (0.0, problem.end, problem.h))
+    term, controlled = torchode.ODETerm(f), problem.rtol is not None
+    solver = torchode.AutoDiffAdjoint(RK4(term), torchode.FixedStepController())
+    if controlled:
+        control = torchode.IntegralController(atol=problem.rtol, rtol=problem.rtol, term=term)
+        solver = torchode.AutoDiffAdjoint(torchode.Dopri5(term), control)
+    start, end, h = (torch.full((count,), x, dtype=y0.dtype) for x in (0.0, problem.end, problem.h))
 
     def run() -> Sequence[Tensor]:
         problem_here = torchode.InitialValueProblem(y0=y0.reshape(shape), t_start=start, t_end=end)
-        solution = solver.solve(problem_here, dt0=h)
-        assert int(solution.stats["n_steps"][0]) == problem.steps, solution.stats
+        solution = solver.solve(problem_here, dt0=None if controlled else h)
+        assert controlled or int(solution.stats["n_steps"][0]) == problem.steps, solution.stats
         return of_loss(solution.ys[:, -1], y0, parameters)
 
     return run

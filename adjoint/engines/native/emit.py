@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from adjoint.engines.native.mathematics import exponential, needed
+from adjoint.engines.native.mathematics import VECTORS, written
 from adjoint.engines.native.program import Graph, Kind, Node, depth_first
 
 SCALARS = {"f64": "double", "f32": "float", "i64": "i64", "i1": "i1"}
@@ -207,8 +207,8 @@ class Body:
 
     def _function(self, x: Node, lanes: bool) -> str:
         width = self.code.width if lanes else 1
-        if x.op == "exp" and width > 1:
-            name = f"lanes.exp.{x.kind}"
+        if x.op in VECTORS and width > 1:
+            name = f"lanes.{x.op}.{x.kind}"
         elif x.op in INTRINSIC:
             vector = f"v{width}" if width > 1 else ""
             name = f"llvm.{INTRINSIC[x.op]}.{vector}{x.kind}"
@@ -241,20 +241,28 @@ def constant(x: Node, width: int) -> str:
 def declarations(helpers: set[tuple[str, str]]) -> str:
     """The functions that are called, and those that take a vector apart for the C library."""
     lines = []
-    wanted = set(helpers)
-    for name, form in sorted(helpers):
+    declared: set[tuple[str, str]] = set()
+    waiting, seen = sorted(helpers), set(helpers)
+    while waiting:
+        name, form = waiting.pop(0)
         kind, width, count = form.split()
-        if name.startswith("lanes.exp."):
-            lines.append(exponential(name, kind, int(width)))
-            wanted |= needed(int(width))
+        calls: set[tuple[str, str]] = set()
+        op = name.removeprefix("lanes.").removesuffix(f".{kind}")
+        if name.startswith("lanes.") and op in VECTORS:
+            text, calls = written(op, name, kind, int(width))
+            lines.append(text)
         elif name.startswith("lanes."):
             lines.append(_lane_by_lane(name, kind, int(width), int(count)))
-            wanted.add((name.removeprefix("lanes."), f"{kind} 1 {count}"))
-    for name, form in sorted(wanted):
+            calls = {(name.removeprefix("lanes."), f"{kind} 1 {count}")}
+        else:
+            declared.add((name, form))
+        waiting += sorted(calls - seen)
+        seen |= calls
+    for name, form in sorted(declared):
         kind, width, count = form.split()
-        if not name.startswith("lanes."):
-            type = SCALARS[kind] if width == "1" else f"<{width} x {SCALARS[kind]}>"
-            lines.append(f"declare {type} @{name}({', '.join([type] * int(count))})")
+        type = SCALARS[kind] if width == "1" else f"<{width} x {SCALARS[kind]}>"
+        back = SCALARS[kind] if ".reduce." in name else type
+        lines.append(f"declare {back} @{name}({', '.join([type] * int(count))})")
     return "\n".join(lines)
 
 

@@ -8,8 +8,10 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,10 @@ LARGEST = 1024
 KEPT = 64
 """Programs kept in memory, the last ones used."""
 PLACES = {name: i for i, name in enumerate(FIELDS)}
+EACH = 4
+"""A thread is worth while from so many tiles on."""
+OWN = frozenset(("pre", "g"))
+"""What every thread writes for itself; all else belongs to a tile."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,10 @@ class Kernel:
     def of_held(self, sums: dict[str, Tensor], held: Sequence[Tensor]) -> list[Tensor | None]:
         """For each held tensor its cotangent; None where nothing depends on it."""
         of_p, of_q = sums["of_p"], self.parts.unpacked(sums["of_q"])
-        of_p = of_p.view(-1) if len(of_p) == self.layout.width == 1 else of_p.sum((0, 1, 3))
+        if self.tiles == self.layout.width == 1:
+            of_p = of_p.view(-1)
+        else:  # torch's own sum depends on the number of threads
+            of_p = torch.from_numpy(np.add.reduce(of_p.numpy(), (0, 1, 3)))
         found: list[Tensor | None] = []
         first = taken = 0
         for x, own, used in zip(held, self.own, self._used(held), strict=True):
@@ -114,12 +123,29 @@ class Kernel:
         return self.layout.tiles(self.layout.members)
 
     def call(self, words: Mapping[str, Any]) -> None:
-        """Carry out rows, over all tiles. What is not among the words is a place for what this kernel does not make."""
+        """Carry out rows, over all tiles, by torch's number of threads. What is not among the words is a place for what this
+        kernel does not make."""
         block = array("q", bytes(8 * len(FIELDS)))
-        block[PLACES["last_tile"]] = self.tiles
+        block[PLACES["last_tile"]] = tiles = self.tiles
         for name, x in words.items():
             block[PLACES[name]] = x if isinstance(x, int) else x.data_ptr()
-        self.compiled.sweep(block.buffer_info()[0])
+        threads = 1 if self.times else min(torch.get_num_threads(), tiles // EACH)
+        if threads < 2:
+            return self.compiled.sweep(block.buffer_info()[0])
+        own, blocks = [], []
+        for i in range(threads):
+            part = array("q", block)
+            part[PLACES["first_tile"]], part[PLACES["last_tile"]] = tiles * i // threads, tiles * (i + 1) // threads
+            for name in OWN & words.keys():
+                own.append(torch.empty_like(words[name]))
+                part[PLACES[name]] = own[-1].data_ptr()
+            blocks.append(part)
+        others = [Thread(target=self.compiled.sweep, args=(part.buffer_info()[0],)) for part in blocks[1:]]
+        for thread in others:
+            thread.start()
+        self.compiled.sweep(blocks[0].buffer_info()[0])
+        for thread in others:
+            thread.join()
 
 
 _known: OrderedDict[Any, Kernel | str] = OrderedDict()
