@@ -19,15 +19,16 @@ REPEATS, SLOW_REPEATS = 9, 3
 TITLE = "The native engine beside the peers"
 TEXT = """\
 One gradient of |y(T)|^2 with respect to the first state and all parameters, the classic Runge-Kutta method with fixed
-steps but for the dopri5 row (tolerances 1e-8), float64 unless said, one core, one thread, each program in a process of its
-own. Time: the processor's, the median of {repeats} rounds in turn ({slow} for torch loops), of ten runs in a row where one
-takes less than 20 ms. Memory: the high-water mark of a fresh process above its start, which has warmed up on four steps. Ours is a
-whole call of `solve(..., engine="native")` with its backward; a dense network it leaves to torch. diffrax gets as many checkpoints as ours slots (adaptive: its
-default), jax is the faster of a scan and a scan with nested rematerialisation; both are compiled programs with nothing
-around them. "times" is how many times ours is faster, and in brackets what was aimed at. Off by: the difference from the
-gradient of the first of diffrax, torch loop and torchdiffeq that there is (controlled steps of others are other steps).
-First: our first gradient in a process where torch is warm, tracing and compiling included; then the same in
-another process, which finds the machine code on disk and has to follow f again."""
+steps but for the dopri5 row (tolerances 1e-8), float64 unless said, one core, one thread, each program in a process of
+its own. Time: the processor's, the median of {repeats} rounds in turn ({slow} for torch loops), of ten runs in a row
+where one takes less than 20 ms. Memory: the high-water mark of a fresh process above its start, which has warmed up on
+four steps. Ours is a whole call of `solve(..., engine="native")` with its backward; a dense network it leaves to torch.
+diffrax gets as many checkpoints as ours slots (adaptive: its default), jax is the faster of a scan and a scan with
+nested rematerialisation; both are compiled programs with nothing around them. "times" is how many times ours is faster,
+and in brackets what was aimed at. Off by: the difference from the gradient of the first of diffrax, torch loop and
+torchdiffeq that there is (controlled steps of others are other steps). First: our first gradient in a process where
+torch is warm, tracing and compiling included; then the same in another process, which finds the machine code on disk
+and has to follow f again."""
 
 OURS = Contender("adjoint", "in_torch", "engine")
 QUICK = (
