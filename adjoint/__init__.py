@@ -21,6 +21,7 @@ from adjoint.problem import Stats
 from adjoint.reversible import Reversible
 from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.scan import scan
+from adjoint.selective import Selective
 from adjoint.signals import Signal
 from adjoint.solve import Solution, solve
 from adjoint.sparse import Krylov, Sparse
@@ -70,6 +71,7 @@ __all__ = [
     "ReproducibilityError",
     "Reversible",
     "RosenbrockTableau",
+    "Selective",
     "Signal",
     "Solution",
     "SolveError",

@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 from adjoint.blocks import Block
 from adjoint.captured import transformed
 from adjoint.passage import Passage, Wiring
+from adjoint.put_away import Kept, Tapes, check_tapes
+from adjoint.selective import Chosen, Selective
 from adjoint.shelves import leaves_of
 from adjoint.tiers import Device, Files, Host, Kind
 from adjoint.weights import Weighed, weigh
@@ -37,8 +39,11 @@ class Memory:
     every: int | None = None
     schedule: Schedule | None = None
     tier: Kind | None = None
+    tapes: tuple[Tapes, ...] = ()
+    """How tapes may be kept besides as they are: a budget chooses; without one, how all of them are kept."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tapes", check_tapes(self.tapes or ()))
         said = [name for name in ("slots", "budget", "every", "schedule") if getattr(self, name) is not None]
         if len(said) > 1:
             one, two = said[:2]
@@ -51,8 +56,20 @@ class Memory:
             whole("every", self.every, least=1)
         if self.slots not in (None, "all"):
             whole("slots", self.slots, least=1)
+        all_tapes = self.schedule is None and self.every is None and self.slots in (None, "all")
+        if self.tapes and self.budget is None and not (all_tapes and len(self.tapes) == 1):
+            raise ValueError(
+                f"tapes={self.tapes!r} needs a budget= to choose, or be one way alone with slots='all', for every tape"
+            )
         if self.tier is not None and not isinstance(self.tier, (Device, Host, Files)):
             raise TypeError(f"tier={self.tier!r} is no kind of memory; give a Device, Host or Files")
+
+    def ways(self, steps: int) -> dict[int, Kept]:
+        """How tapes are kept without a budget."""
+        if self.budget is not None or not self.tapes:
+            return {}
+        (kind,) = self.tapes
+        return dict.fromkeys(range(steps), Chosen(frozenset(kind.keep)) if isinstance(kind, Selective) else kind)
 
     def schedule_for(self, steps: int) -> Schedule:
         """The schedule of all but a budget."""
@@ -72,6 +89,7 @@ def chain(
     every: int | None = None,
     schedule: Schedule | None = None,
     tier: Kind | None = None,
+    tapes: Tapes | Sequence[Tapes] = (),
     check: bool = False,
 ) -> Any:
     """``modules[-1](...(modules[0](x)))``, differentiable while few of the states between the modules are kept.
@@ -86,12 +104,15 @@ def chain(
         every: keep the state before every so many modules, and run each such segment again as a whole.
         schedule: one of your own.
         tier: where states are kept: ``Device(codec=...)``, ``Host()`` or ``Files()``.
+        tapes: ways in which tapes may be kept besides as they are, for a budget to choose from block by block:
+            ``Selective()``, ``Host()``, ``Files()``, ``Device(codec=revolve.Cast("bfloat16"))`` (another gradient). With
+            ``slots="all"`` one way, for every tape.
         check: run every block twice, and name one that gives other bits (:class:`ReproducibilityError`).
     """
     wires = wires_of(modules)
     if not wires:
         return x
-    memory = Memory(slots, budget, every, schedule, tier)
+    memory = Memory(slots, budget, every, schedule, tier, tapes)  # type: ignore[arg-type]
     return _run(wired(wires, None), {X: x}, memory, check)[f"block {len(wires) - 1}"]
 
 
@@ -109,6 +130,7 @@ def graph(
     outputs: str | Sequence[str] | None = None,
     schedule: Schedule | None = None,
     tier: Kind | None = None,
+    tapes: Tapes | Sequence[Tapes] = (),
     check: bool = False,
 ) -> Any:
     """A network with skips: ``nodes = {"up": (module, "down", "skip"), ...}``, in an order in which they can run.
@@ -119,7 +141,7 @@ def graph(
     """
     names = [outputs] if isinstance(outputs, str) else None if outputs is None else list(outputs)
     wiring = wired(nodes, names)
-    found = _run(wiring, dict(inputs), Memory(slots, budget, None, schedule, tier), check)
+    found = _run(wiring, dict(inputs), Memory(slots, budget, None, schedule, tier, tapes), check)  # type: ignore[arg-type]
     return found if names is not None and not isinstance(outputs, str) else found[wiring.network.outputs[0]]
 
 
@@ -142,16 +164,19 @@ def _run(wiring: Wiring, inputs: dict[str, Any], memory: Memory, check: bool) ->
     if not torch.is_grad_enabled():
         return plainly(wiring, inputs)
     refuse_transforms()
-    weighed = measured(wiring, inputs) if memory.budget is not None else None
-    schedule = memory.schedule_for(len(wiring)) if weighed is None else plan_of(weighed, memory).schedule
-    return passage_of(wiring, inputs, schedule, memory, weighed, check).forward()
+    weighed = measured(wiring, inputs, memory.tapes) if memory.budget is not None else None
+    plan = Plan(len(wiring), memory.schedule_for(len(wiring))) if weighed is None else plan_of(weighed, memory)
+    return passage_of(wiring, inputs, plan, memory, weighed, check).forward()
 
 
 def passage_of(
-    wiring: Wiring, inputs: dict[str, Any], schedule: Schedule, memory: Memory, weighed: Weighed | None, check: bool
+    wiring: Wiring, inputs: dict[str, Any], plan: Plan, memory: Memory, weighed: Weighed | None, check: bool
 ) -> Passage:
     habits = weighed.habits if weighed is not None else None
-    return Passage(wiring, inputs, schedule, tier=memory.tier, habits=habits, check=check)
+    ways = memory.ways(len(wiring))
+    if weighed is not None:
+        ways |= {k: weighed.kept[k][name] for k, name in enumerate(plan.ways) if name is not None}
+    return Passage(wiring, inputs, plan.schedule, tier=memory.tier, habits=habits, ways=ways, check=check)
 
 
 def refuse_transforms() -> None:
@@ -179,15 +204,15 @@ _known: weakref.WeakKeyDictionary[Any, dict[Any, Weighed]] = weakref.WeakKeyDict
 """What was measured, by the first module of a network."""
 
 
-def measured(wiring: Wiring, inputs: dict[str, Any]) -> Weighed:
+def measured(wiring: Wiring, inputs: dict[str, Any], tapes: tuple[Tapes, ...] = ()) -> Weighed:
     """The weights of these blocks on inputs like these, measured once."""
     first = wiring.blocks[0].function
     if not all(isinstance(block.function, nn.Module) for block in wiring.blocks):
-        return weigh(wiring, inputs)
+        return weigh(wiring, inputs, tapes)
     known = _known.setdefault(first, {})
-    kind = signature(wiring, inputs)
+    kind = signature(wiring, inputs), tapes
     if kind not in known:
-        known[kind] = weigh(wiring, inputs)
+        known[kind] = weigh(wiring, inputs, tapes)
     return known[kind]
 
 

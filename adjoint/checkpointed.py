@@ -20,6 +20,7 @@ from adjoint.chain import (
     wires_of,
 )
 from adjoint.passage import Passage, Wiring
+from adjoint.put_away import Tapes
 from adjoint.tiers import Kind
 from adjoint.weights import Weighed, weigh
 from revolve import Network, Plan, Schedule, format_bytes
@@ -45,7 +46,7 @@ class Checkpointed(nn.Module):
         else:
             refuse_transforms()
             weighed, self.plan = self._planned(named)
-            self._last = passage_of(self._wiring, named, self.plan.schedule, self._memory, weighed, self._check)
+            self._last = passage_of(self._wiring, named, self.plan, self._memory, weighed, self._check)
             found = self._last.forward()
         return found[outputs[0]] if len(outputs) == 1 else found
 
@@ -64,7 +65,7 @@ class Checkpointed(nn.Module):
     def _measured(self, named: dict[str, Any]) -> tuple[Weighed, Plan]:
         kind = signature(self._wiring, named)
         if kind not in self._plans:
-            weighed = weigh(self._wiring, named)
+            weighed = weigh(self._wiring, named, self._memory.tapes if self._memory.budget is not None else ())
             self._plans[kind] = weighed, plan_of(weighed, self._memory)
         self._weighed = self._plans[kind][0]
         return self._plans[kind]
@@ -105,6 +106,7 @@ def checkpointed(
     every: int | None = None,
     schedule: Schedule | None = None,
     tier: Kind | None = None,
+    tapes: Tapes | Sequence[Tapes] = (),
     outputs: Sequence[str] | None = None,
     check: bool = False,
 ) -> Checkpointed:
@@ -115,7 +117,7 @@ def checkpointed(
     Time and bytes of each block are measured on the first input of each shape; ``report()`` says what is kept and how
     often each block runs.
     """
-    memory = Memory(slots, budget, every, schedule, tier)
+    memory = Memory(slots, budget, every, schedule, tier, tapes)  # type: ignore[arg-type]
     if isinstance(module, Mapping):
         held = {id(wire[0]): wire[0] for wire in module.values() if isinstance(wire[0], nn.Module)}
         return Checkpointed(nn.ModuleList(held.values()), wired(module, outputs), memory, check)

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from adjoint.autograd import Ambient
 from adjoint.blocks import Block, Notes
 from adjoint.checked import ReproducibilityError
 from adjoint.marks import agree
+from adjoint.put_away import Kept, Moved, Partly
+from adjoint.selective import Chosen, Enough, Giving, Keeping, until_enough
 from adjoint.shelves import Tree, copied, leaves_of, shelf_for
 from adjoint.tiers import Kind
 from revolve import Network, Run, Schedule
@@ -115,14 +118,19 @@ class Passage:
         *,
         tier: Kind | None = None,
         habits: Habits | None = None,
+        ways: Mapping[int, Kept] = MappingProxyType({}),
         check: bool = False,
     ) -> None:
-        self.wiring, self.check = wiring, check
+        self.wiring, self.check, self._ways = wiring, check, ways
+        self._away: dict[int, Moved | Partly] = {}
+        """Tapes that are kept otherwise than as they are, until backward asks for them."""
         self.runs = [0] * len(wiring)
         """How often each block has been run."""
+        self.partly = [0] * len(wiring)
+        """How often with the results of its dear operations at hand."""
         self.learnt = Habits()
         self._habits = habits
-        self._exact = getattr(tier, "codec", None) is None
+        self._exact = all(getattr(kind, "codec", None) is None for kind in (tier, *ways.values()))
         if check and not self._exact:
             raise ValueError(f"check=True compares bits, and {tier} loses some; leave one of them out")
         self._ambient, self._lock = Ambient(), threading.RLock()
@@ -209,14 +217,24 @@ class Passage:
 
         arguments = wiring.arguments(k, self._inputs, state)
         before = [(x, _version(x)) for x in leaves_of((state, self._inputs))]
-        entry = [copied_tree(x) for x in arguments] if self.check else None
-        with fleeting(not keep), torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+        way = self._ways.get(k) if keep else None
+        partly = isinstance(way, Chosen)
+        keep = keep and not partly
+        entry = [copied_tree(x) for x in arguments] if self.check or (partly and self._habits is None) else None
+        with (
+            self._partly(k, way, arguments, entry),
+            fleeting(not keep),
+            torch.autograd.graph.saved_tensors_hooks(pack, _unpack),
+        ):
             result, notes = block.first(arguments)
         self.runs[k] += 1
         self._notes.append(notes)
         self._samples.append([sample(x) for x in leaves_of(result)])
         self._learn(k, before)
-        if entry is not None:
+        if keep and way is not None:
+            self._put_away(k, way)
+        if self.check:
+            assert entry is not None
             self._compare_bits(k, block, entry, result, notes)
         name = wiring.name(k)
         self._needs[name] = _flags(result)
@@ -256,7 +274,7 @@ class Passage:
     def fetch(self, place: Place) -> None:
         """Fill a place: go on with the reverse sweep to its block, or begin again if that is behind."""
         with self._lock, self._ambient.entered(), torch.enable_grad():
-            if place.step >= self._at:  # a second backward through the same graph
+            if place.step >= self._at and place.step not in self._away:  # a second backward through the same graph
                 self._forget()
                 self._run.adopt({}, len(self.wiring))
             if self._sweep is None:
@@ -270,10 +288,67 @@ class Passage:
                 for _ in self._sweep:
                     pass
                 self._inputs = {}
+            if place.value is None and place.step in self._away:
+                self._bring_back(place.step)
         if place.value is None:
             raise self._differs(place.step, "it saved fewer tensors for its gradient than before")
 
+    # -- tapes that are kept otherwise
+
+    @contextmanager
+    def _partly(self, k: int, way: Kept | None, arguments: list[Any], copies: list[Any] | None) -> Iterator[None]:
+        """Inside, results of chosen operations are kept, if that is the way; ``copies``: of arguments, if written to."""
+        if not isinstance(way, Chosen):
+            yield
+            return
+        entry = [pytree.tree_map_only(Tensor, Tensor.detach, x) for x in arguments]
+        versions = [_version(x) for x in leaves_of(entry)]
+        with Keeping(way) as keeping:
+            yield
+        keeping.results.prune()
+        if copies is not None and versions != [_version(x) for x in leaves_of(entry)]:
+            entry = copies
+        self._away[k] = Partly(way, keeping.results, entry, [_version(x) for x in leaves_of(entry)])
+
+    def _put_away(self, k: int, tier: Kept) -> None:
+        """Move what the places of a block hold."""
+        assert not isinstance(tier, Chosen)
+        held = [(n, place) for n, place in enumerate(r() for r in self._places[k]) if place is not None]
+        given = {x.untyped_storage()._cdata for x in leaves_of(self._inputs)}
+        stays = given.union(x.untyped_storage()._cdata for x in self.wiring.blocks[k].owned())
+        moved = Moved(tier, [(n, place.value) for n, place in held if place.value is not None], stays)
+        for n, place in held:
+            if n in moved.numbers:
+                place.value = None
+        self._away[k] = moved
+
+    def _bring_back(self, k: int) -> None:
+        """Fill the places of a block whose tape was kept otherwise."""
+        away = self._away.pop(k)
+        if isinstance(away, Moved):
+            for n, x in away.back().items():
+                place = self._places[k][n]()
+                if place is not None:
+                    place.fill(x)
+            return
+        if away.versions != [_version(x) for x in leaves_of(away.arguments)]:
+            raise RuntimeError(
+                f"an argument of {self.wiring.blocks[k].name} was written to in place after its run, and it is to run again; "
+                f"the gradient would be wrong. Write to a clone, or let a budget measure the blocks first"
+            )
+        waiting = sum(place is not None and place.value is None for place in (r() for r in self._places[k]))
+        pack = self._packs(k, waiting)
+        with (
+            until_enough(),
+            fleeting(True),
+            torch.autograd.graph.saved_tensors_hooks(pack, _unpack),
+            Giving(away.chosen, away.results),
+        ):
+            self.wiring.blocks[k].again(self._sources(k, away.arguments), self._notes[k])
+        self.partly[k] += 1
+
     def _forget(self) -> None:
+        self._away.clear()
         self._empty()
         if self._sweep is not None:
             self._sweep.close()  # type: ignore[attr-defined]
@@ -287,8 +362,9 @@ class Passage:
                 if place is not None:
                     place.value = None
 
-    def _again(self, k: int, box: list[Tree], keep: bool) -> Tree:
-        block, places = self.wiring.blocks[k], iter(self._places[k])
+    def _packs(self, k: int, wanted: int | None = None) -> Callable[[Tensor], None]:
+        """Fills the places of a block in their order; ``wanted``: so many are empty, and then it is enough."""
+        places, left = iter(self._places[k]), [wanted]
 
         def pack(x: Tensor) -> None:
             reference = next(places, None)
@@ -303,14 +379,29 @@ class Passage:
                         f"{tuple(place.shape)} and {place.dtype}",
                     )
                 place.fill(x)
+                if left[0] is not None:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        raise Enough
 
+        return pack
+
+    def _again(self, k: int, box: list[Tree], keep: bool) -> Tree:
+        block, way = self.wiring.blocks[k], self._ways.get(k) if keep and k < self._at - 1 else None
+        keep = keep and not isinstance(way, Chosen)
         state = box.pop()
         arguments = self.wiring.arguments(k, self._inputs, state)
         state = self.wiring.passed(k, state) if k < self._at - 1 else {}
         writes = k in self.learnt.writers
         arguments = self._sources(k, [copied_tree(x) for x in arguments] if writes else arguments)
-        with fleeting(True), torch.autograd.graph.saved_tensors_hooks(pack if keep else _drop, _unpack):
+        with (
+            self._partly(k, way, arguments, None),
+            fleeting(True),
+            torch.autograd.graph.saved_tensors_hooks(self._packs(k) if keep else _drop, _unpack),
+        ):
             result = block.again(arguments, self._notes[k])
+        if keep and way is not None:
+            self._put_away(k, way)
         self.runs[k] += 1
         samples = zip(self._samples[k], map(sample, leaves_of(result)), strict=True)
         if self._exact and not all(agree(old, new) for old, new in samples):

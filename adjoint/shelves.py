@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from adjoint.stores import FileSlots, HostSlots
 from adjoint.tensors import State
 from adjoint.tiers import Device, Kind, Store
 
@@ -97,6 +98,12 @@ class Elsewhere:
 
     def settle(self) -> None:
         """Nothing is on its way: each state has a store of its own."""
+
+    def finish(self, step: int) -> None:
+        """Wait until this state is where it is kept, so that its memory is free again."""
+        store = self._kept[step][3]
+        if isinstance(store, (HostSlots, FileSlots)):
+            store.settle()
 
 
 def shelf_for(tier: Kind | None, copies: Callable[[int], bool]) -> Shelf | Elsewhere:

@@ -14,8 +14,10 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from adjoint.blocks import Block
+from adjoint.choices import Choice, Tape, choices
 from adjoint.memory import Meter
 from adjoint.passage import Habits, Wiring, copied_tree, fleeting, on_graph, sample
+from adjoint.put_away import Kept, Tapes
 from adjoint.shelves import Tree, leaves_of
 from adjoint.tensors import bytes_of, differentiable
 from revolve import Network, Node
@@ -32,10 +34,12 @@ class Weighed(NamedTuple):
 
     network: Network
     habits: Habits
+    kept: tuple[dict[str, Kept], ...] = ()
+    """By block, what the names of its ways mean."""
 
 
-def weigh(wiring: Wiring, inputs: Tree) -> Weighed:
-    """Run each block three times and reverse it once, from a copy of what it gets.
+def weigh(wiring: Wiring, inputs: Tree, tapes: Sequence[Tapes] = ()) -> Weighed:
+    """Run each block three times and reverse it once, from a copy of what it gets; ``tapes``: ways to keep them, priced.
 
     Random states, buffers, attributes and gradients are afterwards as they were.
     """
@@ -62,6 +66,9 @@ def weigh(wiring: Wiring, inputs: Tree) -> Weighed:
         needs[wiring.name(k)] = one.needs
         measured.append(one)
         own = one.saved_outputs
+        if tapes and k not in habits.writers:
+            places = [wiring.network.place.get(name) for name in names]
+            one.choose(tapes, arguments, {n: measured[n].bytes for n in places if n is not None}, places, names)
         saved.append(
             [name for name, used in zip(names, one.saved_arguments, strict=True) if used] + [wiring.name(k)] * own
         )
@@ -83,18 +90,25 @@ def weigh(wiring: Wiring, inputs: Tree) -> Weighed:
                 tuple(dict.fromkeys(saved[k])),
                 tuple(one.cotangents),
                 one.notes + (ANCHOR if k == 0 else 0),
+                tuple(choice.way for choice in one.choices) if k not in habits.touched else (),
             )
         )
-    return Weighed(Network(nodes, wiring.network.outputs), habits)
+    kept = tuple({choice.way.name: choice.kept for choice in one.choices} for one in measured)
+    return Weighed(Network(nodes, wiring.network.outputs), habits, kept)
 
 
 class _One:
     """One block, weighed."""
 
     def __init__(
-        self, block: Block, arguments: Sequence[Any], needs: Sequence[Sequence[bool]], given: set[int]
+        self,
+        block: Block,
+        arguments: Sequence[Any],
+        needs: Sequence[Sequence[bool]],
+        given: set[int],
     ) -> None:
         self._block, self._needs = block, needs
+        self.choices: list[Choice] = []
         self.cost = self._timed(arguments)
         self._plainly(arguments)
         self._recorded(arguments, given)
@@ -175,6 +189,30 @@ class _One:
                 meter.restart()
                 total.backward()
             self.reversing = max(0, meter.peak - kept)
+
+    def choose(
+        self,
+        tapes: Sequence[Tapes],
+        arguments: Sequence[Any],
+        sizes: dict[int, int],
+        places: Sequence[int | None],
+        names: Sequence[str],
+    ) -> None:
+        """Price the ways to keep the tape; ``places``: of the nodes that are used, None for what the caller holds."""
+        copies = self._copies(arguments)
+        used = [n for n, saved in zip(places, self.saved_arguments, strict=True) if saved and n is not None]
+        tape = Tape(
+            self.cost,
+            self.bytes,
+            self.running,
+            self.recording,
+            sum(sizes[n] for n in used),
+            self.saved_outputs,
+            tuple(name for name, n in zip(names, places, strict=True) if n is not None),
+        )
+        given = [x for x, n in zip(copies, places, strict=True) if n is None]
+        stays = {x.untyped_storage()._cdata for x in (*self._block.owned(), *leaves_of(given))}
+        self.choices = choices(tapes, tape, partial(self._block.aside, copies), stays, FLOPS_PER_BYTE)
 
     def _arrived(self, argument: int, cotangent: Tensor) -> None:
         self.cotangents[argument] += cotangent.untyped_storage().nbytes()

@@ -15,6 +15,9 @@ from revolve.written import Written
 SHARES = (0.7, 0.85, 0.95, 1.0, 1.1, 1.25, 1.5)
 """Of the budget, what a chain is told to keep within: it counts some things twice, and others not at all."""
 
+LITTLE = (1.0, 1.1, 1.25, 1.5)
+"""Likewise of the least that works."""
+
 
 def plan_graph(nodes: Iterable[Node] | Network, budget: int | str, outputs: Sequence[str] | None = None) -> Plan:
     """The cheapest plan within a budget in bytes.
@@ -32,18 +35,16 @@ def plan_graph(nodes: Iterable[Node] | Network, budget: int | str, outputs: Sequ
     everything = network.plan(StoreAll(), f"{fitting(steps)} the budget.")
     if everything.bytes <= limit:
         return everything
-    proposed = list(_proposed(network, limit))
-    fitting_ones = [plan for plan in proposed if plan.bytes <= limit]
-    best = min(fitting_ones, key=lambda plan: (network.cost(plan), plan.bytes), default=None)
-    found = search(network, limit, network.cost(best) if best is not None else None)
+    small = _small(network, everything)
+    if min(plan.bytes for plan in small) > limit:
+        raise BudgetError(
+            f"budget={budget!r} cannot reverse a network of {counted(steps, 'node')}", min(plan.bytes for plan in small)
+        )
+    proposed = [*small, *_proposed(network, [int(limit * share) for share in SHARES])]
+    best = min((p for p in proposed if p.bytes <= limit), key=lambda plan: (network.cost(plan), plan.bytes))
+    found = search(network, limit, network.cost(best))
     if found.actions is not None:
         best = _made(network, found)
-    if best is None:
-        smallest = min(plan.bytes for plan in (*proposed, everything))
-        least = search(network, None, smallest)
-        if least.actions is not None:
-            smallest = min(smallest, _made(network, least).bytes)
-        raise BudgetError(f"budget={budget!r} cannot reverse a network of {counted(steps, 'node')}", smallest)
     total = sum(node.cost for node in network.nodes)
     again = network.cost(best) / total - 1 if total else 0.0
     least_of_all = " No plan that fits is cheaper." if found.whole else ""
@@ -54,20 +55,31 @@ def plan_graph(nodes: Iterable[Node] | Network, budget: int | str, outputs: Sequ
     )
 
 
+def _small(network: Network, everything: Plan) -> list[Plan]:
+    """Plans of little memory, the same whatever the budget is: the least of them is the least that works."""
+    ways = [network.others(k) for k in range(len(network.nodes))]
+    least = least_with(network.chain(0), ways) + network.noted
+    plans, before = [everything, *_proposed(network, [int(least * share) for share in LITTLE])], 0
+    found = search(network, None, min(plan.bytes for plan in plans))
+    if found.actions is not None:
+        plans.append(_made(network, found))
+    while not found.whole and (known := min(plan.bytes for plan in plans)) != before:
+        before = known
+        plans += _proposed(network, [int(known * share) for share in LITTLE])
+    return plans
+
+
 def _made(network: Network, found: Searched) -> Plan:
     assert found.actions is not None
     return network.plan(Written(found.actions), ways=found.ways)
 
 
-def _proposed(network: Network, limit: int) -> Iterator[Plan]:
-    """Plans of chains that are told to keep within about the limit, and within about the least that works."""
-    steps = range(len(network.nodes))
-    ways = [network.others(k) for k in steps]
-    least = least_with(network.chain(0), ways) + network.noted
-    near = {int(limit * share) for share in SHARES} | {int(least * share) for share in (1.0, 1.1, 1.25, 1.5)}
+def _proposed(network: Network, rooms: Iterable[int]) -> Iterator[Plan]:
+    """Plans of chains that are told to keep within so many bytes, where they can."""
+    ways = [network.others(k) for k in range(len(network.nodes))]
     seen = set()
-    for room in sorted(near):
-        made = written(network.chain(room), ways) if room >= least else None
+    for room in sorted(set(rooms)):
+        made = written(network.chain(room), ways)
         if made is not None and str(made) not in seen:
             seen.add(str(made))
             actions, chosen = made

@@ -124,26 +124,26 @@ def peak(model: str, size: int, cap: int | None) -> dict[str, Any]:
     run: Any = case.model
     least = 0
     if cap is not None:
-        run = adjoint.checkpointed(case.parts, budget=cap)
-        least = smallest(adjoint.checkpointed(case.parts, slots="all"), case.inputs)
+        whole = adjoint.checkpointed(case.parts, slots="all")
+        whole.measure(case.inputs)
+        least = smallest(whole.network)
         if least > cap:
             return {"tensors": least, "least": least, "seconds": 0.0}
+        run = adjoint.checkpointed(case.parts, schedule=revolve.plan_graph(whole.network, cap).schedule)
     for p in case.model.parameters():
         p.grad = torch.zeros_like(p)
     with torch.no_grad():
         cotangent = torch.ones_like(logits(run(case.inputs)))
-    if cap is not None:
-        run.measure(case.inputs)
     start = time.process_time()
     with Meter() as meter:
         gradient(run, case.inputs, cotangent)
     return {"tensors": meter.peak, "least": least or meter.peak, "seconds": time.process_time() - start}
 
 
-def smallest(run: adjoint.Checkpointed, inputs: Tensor) -> int:
-    run.measure(inputs)
+def smallest(network: revolve.Network) -> int:
+    """The smallest budget that works."""
     try:
-        revolve.plan_graph(run.network, 0)
+        revolve.plan_graph(network, 0)
     except revolve.BudgetError as error:
         return error.smallest
     return 0
