@@ -323,3 +323,14 @@ def test_single_precision_reaches_what_it_can() -> None:
     y = solve(robertson, START.float(), [0.0, 40.0], args=(LOGS.float(),), method="radau5", rtol=1e-4, atol=1e-8).ys[-1]
     fine = solve(robertson, START, [0.0, 40.0], args=(LOGS,), method="radau5", rtol=1e-8, atol=1e-12).ys[-1]
     assert torch.allclose(y.double(), fine, rtol=1e-3)
+
+
+def test_a_layer_norm_has_the_gradient_of_a_rosenbrock_step() -> None:
+    """torch's formula for its second derivative cannot be differentiated again: means and widths count as fixed there."""
+    start = torch.tensor([0.3, 0.5, 0.7, -0.2], dtype=D)
+
+    def loss(y0: Tensor) -> Tensor:
+        f = lambda t, y: torch.nn.functional.layer_norm(y.sin(), y.shape) - 5 * y  # noqa: E731
+        return solve(f, y0, [0.0, 0.2], method="rodas4", rtol=1e-2, atol=1e-2, engine="eager").ys[-1].square().sum()
+
+    assert check.taylor_test(loss, [start], h=1e-2).slopes[-1] == pytest.approx(2, abs=0.1)

@@ -11,8 +11,11 @@ from adjoint.autograd import AutogradStepper
 from adjoint.engines.native.cells import Refused
 from adjoint.engines.native.kernel import Kernel, kernel_for
 from adjoint.engines.native.trace import Held
+from adjoint.linear import Dense
 from adjoint.problem import Problem
 from adjoint.steppers.explicit import Control, ExplicitProgram
+from adjoint.steppers.implicit import ImplicitProgram
+from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.tensors import State
 from adjoint.timeline import AdaptiveTimeline, FixedTimeline
 
@@ -52,8 +55,10 @@ def chosen(problem: Problem, stepper: AutogradStepper, state: State) -> Choice:
 def _suits(problem: Problem, state: State) -> None:
     """Raises Refused, with what stands in the way."""
     program = problem.program
-    if type(program) is not ExplicitProgram:
-        raise Refused("this kind of step (observe=, implicit, multistep or lock-step)")
+    if isinstance(program, ImplicitProgram):
+        _suits_system(program)
+    elif type(program) is not ExplicitProgram:
+        raise Refused("this kind of step (observe=, multistep or lock-step)")
     wishes = {
         "journal=": problem.journal,
         "tiers=": problem.tiers,
@@ -75,6 +80,19 @@ def _suits(problem: Problem, state: State) -> None:
         raise Refused(f"tensors on {state[0].device}")
     if torch.is_autocast_enabled("cpu"):
         raise Refused("autocast")
+
+
+def _suits_system(program: ImplicitProgram) -> None:
+    """Raises Refused for equations that it does not solve."""
+    if type(program) is not RosenbrockProgram:
+        raise Refused("Newton's method")
+    odd = {
+        f"linear={program.how.linear}": program.how.linear != Dense(),
+        "a mass matrix": program.how.mass is not None,
+    }
+    for name, wish in odd.items():
+        if wish:
+            raise Refused(name)
 
 
 def _suits_control(program: ExplicitProgram, timeline: AdaptiveTimeline, control: Control) -> None:

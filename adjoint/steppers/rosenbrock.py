@@ -22,7 +22,7 @@ from adjoint.steppers.implicit import ImplicitProgram
 from adjoint.steppers.implicit_stages import ImplicitStages
 from adjoint.steppers.roots import Equation, Evaluated
 from adjoint.steppers.stages import Terms
-from adjoint.tensors import State
+from adjoint.tensors import State, leaves_behind
 
 
 class RosenbrockProgram(ImplicitProgram):
@@ -107,9 +107,13 @@ class RosenbrockStages(ImplicitStages):
                 there = vectors.pack(program.part(function, IMPLICITLY, start, vectors.unpack(y)))
                 slope = vectors.pack(program.part(function, IMPLICITLY, now, vectors.unpack(point)))
                 gone = (step * gamma).to(x.dtype) if isinstance(step, Tensor) else step * gamma
-                moved = _along(there, [y, start], [gone * x[0], (gone * d) * torch.ones_like(start)])
+                points, along = (y, start), (gone * x[0], (gone * d) * torch.ones_like(start))
+                moved = _along(there, points, along)
                 value = gamma * (slope + rest)
-                value = value if moved is None else value + moved
+                if moved is not None:
+                    behind = leaves_behind(points)
+                    held = [leaf for key, leaf in leaves_behind([there]).items() if key not in behind]
+                    value = value + _Along.apply(moved, [there], len(points), *points, *along, *held)
                 return Evaluated(value[None], [there], [y])
 
         own = (y, point, rest, t_0, t_i, self.h) if isinstance(self.h, Tensor) else (y, point, rest)
@@ -118,7 +122,7 @@ class RosenbrockStages(ImplicitStages):
 
 
 def _along(value: Tensor, points: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor | None:
-    """The derivative of ``value`` along directions in ``points``, with its graph; None if there is none."""
+    """The derivative of ``value`` along directions in ``points``; None if there is none."""
     if not value.requires_grad:
         return None
     seed = torch.zeros_like(value).requires_grad_()
@@ -127,6 +131,33 @@ def _along(value: Tensor, points: Sequence[Tensor], directions: Sequence[Tensor]
     if not pairs:
         return None
     ends, along = zip(*pairs, strict=True)
-    moved: Tensor
-    (moved,) = torch.autograd.grad(ends, seed, [v.to(g.dtype) for g, v in pairs], create_graph=True)
+    (moved,) = torch.autograd.grad(ends, seed, [v.detach().to(g.dtype) for g, v in pairs], retain_graph=True)
     return moved
+
+
+class _Along(torch.autograd.Function):
+    """``moved`` = :func:`_along`, with a transpose: that of its product with a cotangent w, d(w^T value) along the directions.
+
+    So f is differentiated twice, as often as torch's own formulas can be: a third time those of layer norms, say, hold
+    fixed what is not. Inputs: the points, the directions, and the leaves that f holds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, moved: Tensor, value: list[Tensor], count: int, *inputs: Tensor) -> Tensor:
+        ctx.value, ctx.count, ctx.inputs = value[0], count, inputs
+        return moved.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        points, directions = ctx.inputs[: ctx.count], ctx.inputs[ctx.count : 2 * ctx.count]
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            (w,) = cotangents
+            back = torch.autograd.grad(ctx.value, points, w, create_graph=True, allow_unused=True)
+            total = sum((g * v.to(g.dtype)).sum() for g, v in zip(back, directions, strict=True) if g is not None)
+            wanted = [x for x in ctx.inputs if x.requires_grad]
+            if not (isinstance(total, Tensor) and total.requires_grad):
+                return (None,) * (3 + len(ctx.inputs))
+            found = torch.autograd.grad(total, wanted, create_graph=again, retain_graph=True, allow_unused=True)
+        left = iter(found)
+        return None, None, None, *(next(left) if x.requires_grad else None for x in ctx.inputs)

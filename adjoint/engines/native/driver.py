@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from adjoint.engines.native.compose import Formulas, Transpose
 from adjoint.engines.native.emit import Body, Code, declarations, depending_on
-from adjoint.engines.native.explore import Form, explore, take_seeds, trial
+from adjoint.engines.native.explore import Controlled, Form, explore, take_seeds, trial
 from adjoint.engines.native.program import Kind, Node
 from adjoint.tableaus import Tableau
 from revolve.actions import ADVANCE, LOAD, RECORD, REVERSE, SAVE
@@ -41,9 +41,9 @@ def module(
     roots = [x for f in bodies for x in (*f.of_state, *f.of_held.values(), *(f.of_ends if times else ()))]
     if formulas.trial is not None:
         roots += [*formulas.trial.error, *(x for slope in formulas.trial.slopes for x in slope)]
-    hoisted = {x: i for i, x in enumerate(_edge([*formulas.new, *roots], of_held_alone))}
+    hoisted = {x: i for i, x in enumerate(edge([*formulas.new, *roots], of_held_alone))}
     text = [
-        _prelude(hoisted, uniform, helpers),
+        prelude(hoisted, uniform, helpers),
         _step(formulas.new, uniform, hoisted, kinds, helpers),
         _transpose("transpose", formulas.transpose, uniform, hoisted, kinds, helpers),
     ]
@@ -53,11 +53,11 @@ def module(
             trial(formulas, uniform, hoisted, kinds, helpers),
             explore(tableau, kinds, helpers),
         ]
-    text.append(_sweep(None if formulas.trial is None else tableau, kinds, helpers))
+    text.append(sweep(None if formulas.trial is None else tableau, kinds, helpers))
     return Module("\n\n".join([*text, declarations(helpers)]) + "\n", len(hoisted))
 
 
-def _edge(roots: Iterable[Node], inside: set[Node]) -> list[Node]:
+def edge(roots: Iterable[Node], inside: set[Node]) -> list[Node]:
     """The nodes of a set that are used outside of it."""
     found: dict[Node, None] = {}
     seen: set[Node] = set()
@@ -72,7 +72,7 @@ def _edge(roots: Iterable[Node], inside: set[Node]) -> list[Node]:
     return sorted(found, key=lambda x: x.index)
 
 
-def _prelude(hoisted: dict[Node, int], uniform: set[Node], helpers: set[tuple[str, str]]) -> str:
+def prelude(hoisted: dict[Node, int], uniform: set[Node], helpers: set[tuple[str, str]]) -> str:
     """What depends on the held tensors alone is computed once."""
     code = Code("define internal void @prelude(ptr noalias %p, ptr noalias %pre)", 1, helpers)
     body = Body(code, uniform, {"p": "%p"}, {})
@@ -128,7 +128,7 @@ def _transpose(
     return code.text()
 
 
-def _sweep(tableau: Tableau | None, form: Form, helpers: set[tuple[str, str]]) -> str:
+def sweep(tableau: Controlled | None, form: Form, helpers: set[tuple[str, str]]) -> str:
     """``tableau``: of a method whose interpolant may be looked at."""
     kind, leaves, held, width, times = form.kind, form.leaves, form.held, form.width, form.times
     code = Code("define void @sweep(ptr noalias %arguments)", width, helpers)

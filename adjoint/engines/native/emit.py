@@ -26,6 +26,8 @@ INTRINSIC = {
 }
 LIBRARY = frozenset("expm1 log1p asinh acosh atanh erf erfc fmod hypot".split())
 """Functions of the C library, lane by lane."""
+WHOLE = "whole"
+"""The form of a helper whose name is all of its declaration."""
 CASTS = {
     ("f64", "f32"): "fptrunc",
     ("f32", "f64"): "fpext",
@@ -115,6 +117,12 @@ class Code:
         self._count += 1
         self._places.append(f"  %place{self._count} = alloca {type}")
         self.line(f"store {type} {value}, ptr %place{self._count}")
+        return f"%place{self._count}"
+
+    def array(self, size: int) -> str:
+        """Memory for so many bytes."""
+        self._count += 1
+        self._places.append(f"  %place{self._count} = alloca [{size} x i8], align 64")
         return f"%place{self._count}"
 
     @contextmanager
@@ -240,9 +248,10 @@ def constant(x: Node, width: int) -> str:
 
 def declarations(helpers: set[tuple[str, str]]) -> str:
     """The functions that are called, and those that take a vector apart for the C library."""
-    lines = []
+    lines = [f"declare {whole}" for whole, form in sorted(helpers) if form == WHOLE]
     declared: set[tuple[str, str]] = set()
-    waiting, seen = sorted(helpers), set(helpers)
+    seen = {x for x in helpers if x[1] != WHOLE}
+    waiting = sorted(seen)
     while waiting:
         name, form = waiting.pop(0)
         kind, width, count = form.split()

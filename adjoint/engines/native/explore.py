@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from adjoint.engines.native.compose import Formulas
 from adjoint.engines.native.emit import Body, Code
 from adjoint.engines.native.program import Kind, Node
+from adjoint.rosenbrock_tableaus import RosenbrockTableau
 from adjoint.tableaus import Tableau
 
+Controlled = Tableau | RosenbrockTableau
 WORDS = "p pre y tape times asked outputs slopes new error numbers counts".split()
 """The block of arguments of ``explore``: pointers."""
 NUMBERS = (
@@ -56,7 +58,7 @@ def trial(
     return code.text()
 
 
-def weights(code: Code, tableau: Tableau, theta: str) -> dict[int, str]:
+def weights(code: Code, tableau: Controlled, theta: str) -> dict[int, str]:
     """b_i(theta) of the interpolant."""
     assert tableau.dense is not None
     found = {}
@@ -79,8 +81,9 @@ def as_kind(code: Code, value: str, kind: Kind) -> str:
     return value if kind == "f64" else code.let(f"fptrunc double {value} to float")
 
 
-def explore(tableau: Tableau, form: Form, helpers: set[tuple[str, str]]) -> str:
-    """Steps until the end, or until there is no more room for them."""
+def explore(tableau: Controlled, form: Form, helpers: set[tuple[str, str]], again: bool = True) -> str:
+    """Steps until the end, or until there is no more room for them. ``again``: those on trial may have other bits than
+    those that are taken."""
     code, kind, leaves = Code("define void @explore(ptr noalias %arguments)", 1, helpers), form.kind, form.leaves
     have = {w: code.let(f"load ptr, ptr {code.at('%arguments', i, 'i64', False)}") for i, w in enumerate(WORDS)}
     places = {name: code.at(have["numbers"], i, "f64", False) for i, name in enumerate(NUMBERS)}
@@ -155,10 +158,14 @@ def explore(tableau: Tableau, form: Form, helpers: set[tuple[str, str]]) -> str:
                     tape = code.at(have["tape"], code.times(steps, leaves), kind, True)
                     with code.loop(0, leaves) as i:
                         code.store(code.load(have["y"], i, kind, True), tape, i, kind, True)
-                code.line(
-                    f"call void @step(ptr {have['y']}, ptr {have['p']}, ptr {have['pre']}, ptr null, "
-                    f"double {t}, double {new_t})"
-                )
+                if again:
+                    code.line(
+                        f"call void @step(ptr {have['y']}, ptr {have['p']}, ptr {have['pre']}, ptr null, "
+                        f"double {t}, double {new_t})"
+                    )
+                else:
+                    with code.loop(0, leaves) as i:
+                        code.store(code.load(have["new"], i, kind, True), have["y"], i, kind, True)
                 put("t", new_t)
                 following = code.plus(steps, 1)
                 put("steps", following)
@@ -175,7 +182,7 @@ def explore(tableau: Tableau, form: Form, helpers: set[tuple[str, str]]) -> str:
     return code.text()
 
 
-def take_seeds(code: Code, tableau: Tableau, form: Form, times: tuple[str, str, str], seeds: str, g: str) -> None:
+def take_seeds(code: Code, tableau: Controlled, form: Form, times: tuple[str, str, str], seeds: str, g: str) -> None:
     """The transpose of :func:`_show` at one time: what a value in between hands to each slope, and to y behind them."""
     (at, start, stop), kind, leaves = times, form.kind, form.leaves
     h = code.let(f"fsub double {stop}, {start}")
@@ -216,7 +223,7 @@ def _ratio(code: Code, have: dict[str, str], form: Form, get: Callable[[str], st
 
 def _show(
     code: Code,
-    tableau: Tableau,
+    tableau: Controlled,
     have: dict[str, str],
     form: Form,
     step: tuple[str, str, str],

@@ -22,8 +22,11 @@ from adjoint.engines.native.driver import FIELDS, module
 from adjoint.engines.native.fingerprint import fingerprint
 from adjoint.engines.native.layout import Layout, layouts_for
 from adjoint.engines.native.program import Kind
+from adjoint.engines.native.rosenbrock import rosenbrock_module
 from adjoint.engines.native.trace import Held, Name, Scene, trace
+from adjoint.rosenbrock_tableaus import RosenbrockTableau
 from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.tensors import State
 from adjoint.timeline import FixedTimeline
 from revolve.actions import RECORD, REVERSE
@@ -34,6 +37,10 @@ MOST_OF_STEP = 40_000
 """And those of a step with its transpose: they compile in seconds."""
 LARGEST = 1024
 """Numbers in a trajectory beyond which torch's own operations are not slow."""
+LARGEST_SYSTEM = 256
+"""And those beyond which torch's factorisations are not slow."""
+SHARES = ((1e-2, 1.0), (1e-4, 1.0), (1e-4, 1e-3), (1e-4, 1e-6), (1e-4, 1e-9))
+"""How far from the first state a step is tried, and how long: where f is stiff, only short ones are finite."""
 KEPT = 64
 """Programs kept in memory, the last ones used."""
 PLACES = {name: i for i, name in enumerate(FIELDS)}
@@ -204,15 +211,27 @@ def _compiled(program: ExplicitProgram, held: Held, own: tuple[bool, ...], layou
     if program.tableau.adaptive and layout.dim is not None:
         raise Refused("controlled steps that members of a batch share")
     start, times = program.time(program.asked.t[0]), bool(program.inputs)
-    traced = trace(Scene(held, own, program.structure, state, start, layout.dim), MOST)
-    formulas = compose(traced, program.tableau)
-    if len(formulas.graph.nodes) > MOST_OF_STEP:
-        raise Refused(f"a step of {len(formulas.graph.nodes)} operations on numbers, more than {MOST_OF_STEP}")
+    stiff = isinstance(program, RosenbrockProgram)
+    if stiff and layout.numbers > LARGEST_SYSTEM:
+        raise Refused(f"systems of {layout.numbers} equations in every step; it takes up to {LARGEST_SYSTEM}")
+    traced = trace(Scene(held, own, program.structure, state, start, layout.dim, stiff), MOST)
     pairs = list(zip(held.tensors, own, strict=True))
     parts = Layout(tuple(tuple(x.shape) for x, mine in pairs if mine), layout.dtype, layout.dim)
     shared = sum(x.numel() for x, mine in pairs if not mine)
-    made = module(formulas, program.tableau, traced.kind, layout.numbers, (shared, parts.numbers), layout.width, times)
-    reached, compiled = frozenset(formulas.transpose.of_held), run.Compiled(made.text)
+    if isinstance(program, RosenbrockProgram):
+        assert isinstance(program.how.tableau, RosenbrockTableau)
+        made = rosenbrock_module(traced, program.how.tableau, (shared, parts.numbers))
+        reached = frozenset(traced.of_held) | frozenset(traced.bent.of_held if traced.bent is not None else ())
+    else:
+        formulas = compose(traced, program.tableau)
+        if len(formulas.graph.nodes) > MOST_OF_STEP:
+            raise Refused(f"a step of {len(formulas.graph.nodes)} operations on numbers, more than {MOST_OF_STEP}")
+        sizes = layout.numbers, (shared, parts.numbers), layout.width
+        made, reached = (
+            module(formulas, program.tableau, traced.kind, *sizes, times),
+            frozenset(formulas.transpose.of_held),
+        )
+    compiled = run.Compiled(made.text)
     kernel = Kernel(compiled, traced.kind, layout, own, parts, shared, reached, made.hoisted, times)
     _compare(kernel, program, held, state)
     return kernel
@@ -226,16 +245,17 @@ def flat(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def _compare(kernel: Kernel, program: ExplicitProgram, held: Held, state: State) -> None:
     """One step and its transpose at another point, natively and by torch: whatever was taken for a constant shows."""
     generator = torch.Generator().manual_seed(0)
-    for size in (1e-2, 1e-4):
+    for size, share in SHARES:
+        ends = _ends(program, share)
         y = [_moved(x, size, generator) for x in state]
         p = [_moved(x, size, generator) for x in held.tensors]
         seeds = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in state]
-        wanted = _by_torch(program, held, y, p, seeds)
+        wanted = _by_torch(program, ends, held, y, p, seeds)
         if all(bool(x.isfinite().all()) for x in wanted):
             break
     else:
         raise Refused("f where it is not finite a little off the first state, so that nothing could be compared")
-    found = _natively(kernel, program, held, y, p, seeds)
+    found = _natively(kernel, ends, held, y, p, seeds)
     digits = 1e-13 if kernel.kind == "f64" else 2e-5
     eps = torch.finfo(kernel.dtype).eps
     bases = [flat(y, kernel.dtype), flat(seeds, kernel.dtype), *(torch.zeros(()) for _ in found[2:])]
@@ -245,7 +265,7 @@ def _compare(kernel: Kernel, program: ExplicitProgram, held: Held, state: State)
     rounding = [0.0] * len(found)
     for _ in range(3):  # how much the last digits of y and p matter
         near_y, near_p = ([_moved(x, 2 * eps, generator) for x in xs] for xs in (y, p))
-        others = _by_torch(program, held, near_y, near_p, seeds)
+        others = _by_torch(program, ends, held, near_y, near_p, seeds)
         rounding = [max(r, _size(a - b)) for r, a, b in zip(rounding, others, wanted, strict=True)]
     names = ("step", *["transpose"] * (len(found) - 1))
     for name, mine, theirs, base, noise, scale in zip(names, found, wanted, bases, rounding, scales, strict=True):
@@ -271,24 +291,29 @@ def _moved(x: Tensor, size: float, generator: torch.Generator) -> Tensor:
     return (x.detach() + size * noise * (x.detach().abs() + 1e-3 * scale)).contiguous()
 
 
-def _ends(program: ExplicitProgram) -> list[float]:
-    """Of a step to be tried; that of an adaptive solve is not known yet."""
+def _ends(program: ExplicitProgram, share: float) -> list[float]:
+    """Of a step to be tried; that of an adaptive solve is not known yet, and may have to be a small share of a long one."""
     timeline = program.timeline
     if timeline.steps:
         return list(timeline.ends(0))
     start, stop = program.asked.t[0], program.asked.t[-1]
+    span = stop - start
     return [
         start,
-        start
-        + (0.01 * (stop - start) if program.control.dt is None else math.copysign(program.control.dt, stop - start)),
+        start + share * (0.01 * span if program.control.dt is None else math.copysign(program.control.dt, span)),
     ]
 
 
 def _by_torch(
-    program: ExplicitProgram, held: Held, y: Sequence[Tensor], p: Sequence[Tensor], seeds: Sequence[Tensor]
+    program: ExplicitProgram,
+    ends: list[float],
+    held: Held,
+    y: Sequence[Tensor],
+    p: Sequence[Tensor],
+    seeds: Sequence[Tensor],
 ) -> list[Tensor]:
     sample = program.sample()
-    sample.timeline = FixedTimeline(_ends(program), None)
+    sample.timeline = FixedTimeline(ends, None)
     sample.forget_times()
     aliases = []
     for x, old in zip(p, held.tensors, strict=True):
@@ -312,7 +337,7 @@ def _by_torch(
 
 def _natively(
     kernel: Kernel,
-    program: ExplicitProgram,
+    step: list[float],
     held: Held,
     y: Sequence[Tensor],
     p: Sequence[Tensor],
@@ -320,11 +345,11 @@ def _natively(
 ) -> list[Tensor]:
     layout, members = kernel.layout, kernel.layout.members
     x0 = layout.packed([x[None] for x in y], members)
-    lam = layout.packed([x[None] for x in seeds], members, zeros=True)
+    lam = layout.packed([x[None] for x in seeds], members, zeros=True).clone()
     sums, ends = kernel.sums(), torch.zeros(2, layout.width, dtype=torch.float64)
     rows = torch.tensor([(RECORD, 0, 1, 0, 1), (REVERSE, 0, 1, 0, 1)])
     work, tape = x0.clone(), torch.empty_like(x0)
-    times = torch.tensor(_ends(program), dtype=torch.float64)
+    times = torch.tensor(step, dtype=torch.float64)
     words = {"rows": rows, "row_count": 2, "times": times, "index": torch.tensor([-1])}
     places: dict[str, Any] = {"x0": x0, "tape": tape, "work": work, "lam": lam, "ends": ends, "tape_each": 1}
     places["inner"] = torch.zeros(2, dtype=torch.int64)  # no value in between is looked at

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,15 @@ class Traced:
     of_held: dict[Name, Node]
     """Where something depends on p or q and a gradient is wanted."""
     of_time: Node
+    bent: Bent | None = None
+
+
+class Bent(NamedTuple):
+    """The derivatives of lam^T (df/dy u + df/dt w), over ("u", i) and ("w", 0) too: second derivatives of f."""
+
+    of_state: list[Node]
+    of_held: dict[Name, Node]
+    of_time: Node
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,8 @@ class Scene:
     t: Tensor
     dim: int | None
     """The dimension that counts members; None if there are none."""
+    twice: bool = False
+    """Whether second derivatives are wanted."""
 
     def rows(self, x: Tensor, count: int) -> Tensor:
         return x.detach() if self.dim is None else x.detach().narrow(self.dim, 0, count)
@@ -97,28 +108,55 @@ def trace(scene: Scene, most: int) -> Traced:
 
 def _followed(cells: Cells, scene: Scene) -> Traced:
     """f and its transpose; in a batch, of its first member."""
-    graph, held, state = cells.graph, scene.held, scene.state
+    held, state = scene.held, scene.state
     leaves = tuple(_leaf(scene.rows(x, 1), x, True) for x in state)
     now = _leaf(scene.t, scene.t, True)
     aliases = _aliases(cells, scene, 1)
-    seeds = tuple(torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape) for x in leaves)
-    _named(cells, "y", leaves)
-    _named(cells, "lam", seeds)
+    seeds, along = (
+        tuple(torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape) for x in leaves) for _ in range(2)
+    )
+    in_time = torch.ones_like(scene.t)
+    for name, xs in (("y", leaves), ("lam", seeds), ("u", along), ("w", [in_time])):
+        _named(cells, name, xs)
     cells.name(now, "t")
-    known = (*leaves, now, *aliases, *held.others, *seeds)
+    known = (*leaves, now, *aliases, *held.others, *seeds, *along, in_time)
+    inputs = [*leaves, *(x for x in aliases if x.requires_grad), now]
     with torch.enable_grad(), Touched(known) as touched, Unpeeked(), cells:
         slope = _slope(scene, leaves, now, aliases)
-        roots = [(k, seed) for k, seed in zip(slope, seeds, strict=True) if k.requires_grad]
-        inputs = [*leaves, *(x for x in aliases if x.requires_grad), now]
-        found: list[Tensor | None] = [None] * len(inputs)
-        if roots:
-            found = list(torch.autograd.grad([k for k, _ in roots], inputs, [s for _, s in roots], allow_unused=True))
+        found = _pulled(slope, inputs, seeds, scene.twice)
+        second = _pulled([*found[: len(leaves)], found[-1]], inputs, [*along, in_time], False) if scene.twice else None
     if any(not cells.known(x) for x in touched.outside.values()):
         raise Refused("a tensor that f holds where it cannot be followed")
+    ks = [n for k in slope for n in cells.read(k).flat]
+    bent = None if second is None else Bent(*_gradient(cells, scene, leaves, aliases, now, second))
+    first = _gradient(cells, scene, leaves, aliases, now, found)
+    return Traced(cells.graph, KIND_OF[state[0].dtype], KIND_OF[scene.t.dtype], ks, *first, bent)
+
+
+def _pulled(
+    values: Sequence[Tensor | None], inputs: Sequence[Tensor], seeds: Sequence[Tensor], again: bool
+) -> list[Tensor | None]:
+    """The transposed derivative of values; ``again``: with its own graph."""
+    roots = [(x, seed) for x, seed in zip(values, seeds, strict=True) if x is not None and x.requires_grad]
+    if not roots:
+        return [None] * len(inputs)
+    ends, weights = zip(*roots, strict=True)
+    return list(torch.autograd.grad(ends, inputs, weights, create_graph=again, retain_graph=True, allow_unused=True))
+
+
+def _gradient(
+    cells: Cells,
+    scene: Scene,
+    leaves: State,
+    aliases: list[Tensor],
+    now: Tensor,
+    found: Sequence[Tensor | None],
+) -> tuple[list[Node], dict[Name, Node], Node]:
+    """Derivatives by leaves, aliases that want one, and the time, as nodes."""
 
     def numbers(g: Tensor | None, like: Tensor) -> list[Node]:
         if g is None:
-            return [graph.constant(0, cells.kind(like))] * like.numel()
+            return [cells.graph.constant(0, cells.kind(like))] * like.numel()
         return list(cells.read(g).flat)
 
     of_state = [n for g, x in zip(found, leaves, strict=False) for n in numbers(g, x)]
@@ -130,9 +168,7 @@ def _followed(cells: Cells, scene: Scene) -> Traced:
         if g is not None:
             of_held |= {(name, j): node for j, node in enumerate(cells.read(g).flat, first[name])}
         first[name] += x.numel()
-    ks = [n for k in slope for n in cells.read(k).flat]
-    time = KIND_OF[scene.t.dtype]
-    return Traced(graph, KIND_OF[state[0].dtype], time, ks, of_state, of_held, numbers(next(rest), now)[0])
+    return of_state, of_held, numbers(next(rest), now)[0]
 
 
 def _refuse_mixing(cells: Cells, scene: Scene, traced: Traced) -> None:
