@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batched, eager, engines, memory, online, plans, undone
+from benchmarks import batched, eager, engines, memory, online, plans, stiff_accuracy, undone
 from benchmarks.measure import Section, machine
 from benchmarks.networks import report as networks
 from benchmarks.peers import report as peers
@@ -33,6 +33,7 @@ SECTIONS = {
     "networks": networks.run,
     "sequences": sequences.run,
     "undone": undone.run,
+    "stiff_accuracy": stiff_accuracy.run,
 }
 
 
