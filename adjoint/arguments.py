@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 
 from adjoint.measure import Recipe
+from adjoint.methods import NAMED
 from adjoint.problems import PROBLEMS, problem_named
-from adjoint.tableaus import METHODS
 from revolve.cli import Parser
 
 DESCRIPTION = """\
@@ -43,7 +43,8 @@ EXAMPLES = {
     "compare": """\
   adjoint compare gene_ring
   adjoint compare pendulum --tolerances 1e-4,1e-6 --slots 5 --out compare.png
-  adjoint compare neural_ode --method tsit5 --json""",
+  adjoint compare neural_ode --method tsit5 --json
+  adjoint compare robertson --tolerances 1e-6""",
     "engines": """\
   adjoint engines lorenz
   adjoint engines lotka_volterra --size 1000 --dt 0.01 --slots 20
@@ -116,7 +117,7 @@ def _for_compare(command: argparse.ArgumentParser) -> None:
     _problem(command)
     command.add_argument("--tolerances", default="1e-4,1e-6,1e-8", help="relative and absolute (default: %(default)s)")
     command.add_argument("--slots", type=int, default=8, help="of the discrete gradient that recomputes (default: 8)")
-    command.add_argument("--method", default="dopri5", help="an adaptive method (default: dopri5, as torchdiffeq's)")
+    command.add_argument("--method", help="an adaptive method (default: dopri5; for a stiff problem what suits it)")
     command.add_argument("--out", type=Path, metavar="FILE", help="draw errors, times and memory (png, pdf, svg)")
 
 
@@ -152,7 +153,7 @@ def _problem_list() -> str:
 
 
 def _steps(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--method", help="a Runge-Kutta method (default: what suits the problem)")
+    command.add_argument("--method", help="a method (default: what suits the problem)")
     command.add_argument("--dt", type=float, help="longest fixed step, or the first adaptive one")
     command.add_argument("--rtol", type=float, help="relative tolerance of an adaptive method")
     command.add_argument("--atol", type=float, help="absolute tolerance of an adaptive method")
@@ -206,7 +207,7 @@ def tolerances_in(text: str) -> list[float]:
 
 
 def check_adaptive(method: str) -> None:
-    known = [name for name, tableau in METHODS.items() if tableau.adaptive]
+    known = [name for name, tableau in NAMED.items() if tableau.adaptive]
     if method not in known:
         raise ValueError(f"--method {method} does not control its steps; give one of {', '.join(known)}")
 

@@ -30,6 +30,8 @@ class Case:
     """A number from ys, shape (times, *state)."""
     mass: Tensor | None = None
     """M in M dy/dt = f, if it is not the identity."""
+    pair: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
+    """For a state (q, p) along its first dimension: q' = pair[0](t, p), p' = pair[1](t, q), as splitting methods ask for."""
     linear: LinearAlgebra | None = None
     """How linear systems are best solved, if not densely."""
 

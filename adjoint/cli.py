@@ -200,12 +200,13 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     tolerances = tolerances_in(options.tolerances)
-    check_adaptive(options.method)
     recipe = recipe_of(options)
+    method = options.method or (recipe.named.method if recipe.named.stiff else "dopri5")
+    check_adaptive(method)
     check_writable(options.out)
-    work = 1 + len(tolerances) * len(every_way(options.slots, recipe.case()))
+    work = 1 + len(tolerances) * len(every_way(options.slots, recipe))
     with Scales() as scales, bar("comparing gradients", work, not options.json) as tick:
-        found = compare(recipe, tolerances, scales, method=options.method, slots=options.slots, tick=tick)
+        found = compare(recipe, tolerances, scales, method=method, slots=options.slots, tick=tick)
     if options.out is not None:
         _write(plot.compare(found), options.out)
     _tell(options, found.facts(), tables.compare_table(found))

@@ -13,6 +13,8 @@ from torchdiffeq import odeint, odeint_adjoint
 
 from adjoint.cases import Case
 from adjoint.measure import Differentiated, Recipe, Scales, differentiate, how_weighed, norm, power, quickest
+from adjoint.problems import reference_of
+from adjoint.reversible import Reversible
 from adjoint.solve import Solution, solve
 from adjoint.timeline import SolveError
 
@@ -22,6 +24,10 @@ THOUSANDFOLD = 1000.0
 FEW = 100
 """Inputs in numbers, up to which forward sensitivities take part."""
 ROUNDING = 2.0**-52
+STIFF_STEPS = 3000
+"""The most steps of a stiff solve, of which implicit methods need some hundreds: some adjoints would never end."""
+DT = 0.1
+"""The step of yoshida4 at a tolerance of one."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +38,38 @@ class Counted:
     calls: list[int]
 
 
-def by_adjoint(case: Case, method: str, tolerance: float, gradient: str, slots: int | str | None = None) -> Solution:
+def by_adjoint(
+    case: Case,
+    method: str,
+    tolerance: float,
+    gradient: str,
+    slots: int | str | None = None,
+    small: float = 1.0,
+    max_steps: int = 100_000,
+) -> Solution:
     return solve(
         case.f,
         case.y0,
         case.t,
         args=case.args,
-        method=method,
+        method=case.suited(method),
         rtol=tolerance,
-        atol=tolerance,
+        atol=small * tolerance,
         slots=slots,
         gradient=gradient,
+        max_steps=max_steps,
     )
+
+
+def by_moves(case: Case, method: str, tolerance: float, gradient: str | Reversible) -> Solution:
+    """Of an equation in two parts: fixed steps of yoshida4, as long as the fourth root of the tolerance allows."""
+    dt = DT * tolerance**0.25
+    how: dict[str, Any] = {"method": "yoshida4", "dt": dt, "gradient": gradient}
+    if gradient == "discrete":
+        how["slots"] = "all"
+    parts: Any = case.pair
+    solution = solve(parts, tuple(case.y0.unbind(0)), case.t, args=case.args, **how)
+    return replace(solution, ys=torch.stack(solution.ys, 1))
 
 
 def by_torchdiffeq(case: Case, method: str, tolerance: float, adjoint: bool, **options: Any) -> Counted:
@@ -89,22 +115,40 @@ class Work:
 
 def ways(slots: int) -> list[Way]:
     """The ways that the demo compares; the discrete adjoint twice, with the same bits."""
+    return [*_first_ways(slots), *_peers()]
+
+
+def _first_ways(slots: int, **more: Any) -> list[Way]:
     return [
-        Way("discrete", partial(by_adjoint, gradient="discrete", slots="all")),
-        Way(f"discrete, {slots} slots", partial(by_adjoint, gradient="discrete", slots=slots)),
-        Way("backsolve", partial(by_adjoint, gradient="backsolve")),
+        Way("discrete", partial(by_adjoint, gradient="discrete", slots="all", **more)),
+        Way(f"discrete, {slots} slots", partial(by_adjoint, gradient="discrete", slots=slots, **more)),
+        Way("backsolve", partial(by_adjoint, gradient="backsolve", **more)),
+    ]
+
+
+def _peers() -> list[Way]:
+    return [
         Way("torchdiffeq adjoint", partial(by_torchdiffeq, adjoint=True), peer=True),
         Way("torchdiffeq backprop", partial(by_torchdiffeq, adjoint=False), peer=True),
     ]
 
 
-def every_way(slots: int, case: Case) -> list[Way]:
-    """Every gradient that there is; "tangent" only for few inputs, each of which is carried along."""
-    first, few, backsolve, *peers = ways(slots)
-    more = ["interpolating", "quadrature", "gauss", "backprop"]
+def every_way(slots: int, recipe: Recipe) -> list[Way]:
+    """Every gradient that there is: "tangent" for few inputs only, each of which is carried along; "reversible", beside
+    the discrete gradient of the same steps, for an equation in two parts; torchdiffeq's for what explicit methods can do.
+    """
+    problem, case = recipe.named, recipe.case()
+    names = ["interpolating", "quadrature", "gauss", "backprop"]
     if sum(x.numel() for x in case.inputs.values()) <= FEW:
-        more.append("tangent")
-    return [first, few, backsolve, *(Way(name, partial(by_adjoint, gradient=name)) for name in more), *peers]
+        names.append("tangent")
+    how: dict[str, Any] = {} if problem.small is None else {"small": problem.small}
+    if problem.stiff:
+        how["max_steps"] = STIFF_STEPS
+    found = [*_first_ways(slots, **how), *(Way(name, partial(by_adjoint, gradient=name, **how)) for name in names)]
+    if case.pair is not None:
+        found.append(Way("discrete, yoshida4", partial(by_moves, gradient="discrete")))
+        found.append(Way("reversible, yoshida4", partial(by_moves, gradient=Reversible())))
+    return found if problem.stiff else [*found, *_peers()]
 
 
 @dataclass(frozen=True)
@@ -114,6 +158,19 @@ class Reference:
     gradient: dict[str, Tensor]
     agreement: float
     """The norm of their difference over that of the gradient."""
+    scales: dict[str, Tensor] | None = None
+    """What each number of the gradient is multiplied with before errors are taken: inputs of many sizes."""
+
+
+def stored(recipe: Recipe) -> Reference | None:
+    """The gradient that ships with a problem, if it does, each number scaled by its input (a zero by what it becomes)."""
+    known = reference_of(recipe.problem, recipe.size)
+    if known is None:
+        return None
+    case = replace(recipe, device="cpu", dtype=torch.float64).case()
+    scales = {name: x.detach().abs() for name, x in case.inputs.items()}
+    scales["y0"] = torch.where(scales["y0"] == 0, known.state.abs(), scales["y0"])
+    return Reference(known.gradient, max(known.agreement), scales)
 
 
 def reference(recipe: Recipe, tolerance: float) -> Reference:
@@ -125,8 +182,10 @@ def reference(recipe: Recipe, tolerance: float) -> Reference:
     return Reference(own, error(other, own))
 
 
-def error(gradient: dict[str, Tensor], true: dict[str, Tensor]) -> float:
+def error(gradient: dict[str, Tensor], true: dict[str, Tensor], scales: dict[str, Tensor] | None = None) -> float:
     """The norm of the difference over that of the true gradient, all inputs together."""
+    if scales is not None:
+        gradient, true = ({name: x[name].double().cpu() * scales[name] for name in scales} for x in (gradient, true))
     difference = [gradient[name].double() - true[name].double() for name in true]
     return norm(difference) / norm(true.values())
 
@@ -225,11 +284,11 @@ def compare(
     tightest. ``tick`` is called after the reference and after each gradient.
     """
     tightest = min(tolerances)
-    true = reference(recipe, max(1e-13, TIGHTER * tightest))
+    true = stored(recipe) or reference(recipe, max(1e-13, TIGHTER * tightest))
     tick()
     rows = []
     for tolerance in sorted(tolerances, reverse=True):
-        for way in every_way(slots, recipe.case()) if made is None else made:
+        for way in every_way(slots, recipe) if made is None else made:
             work = way.at(method, tolerance)
             row = _timed(work, recipe, true, patience)
             if tolerance == tightest and not row.failure:
@@ -243,8 +302,10 @@ def _timed(work: Work, recipe: Recipe, true: Reference, patience: float) -> Row:
     case, way = recipe.case(), work.way
     try:
         result = quickest(lambda: work(case), patience)
-    except (SolveError, AssertionError) as failure:  # torchdiffeq asserts where this library raises SolveError
+    except torch.OutOfMemoryError:
+        raise
+    except (SolveError, AssertionError, RuntimeError) as failure:  # torchdiffeq asserts; a step cannot be undone
         return Row(way.name, work.tolerance, float("inf"), float("nan"), None, failure=str(failure))
     solution = result.solution
     calls = solution.stats.evaluations if isinstance(solution, Solution) else solution.calls[0]
-    return Row(way.name, work.tolerance, error(result.gradient, true.gradient), result.seconds, calls)
+    return Row(way.name, work.tolerance, error(result.gradient, true.gradient, true.scales), result.seconds, calls)

@@ -156,17 +156,23 @@ def _pleiades(_: int) -> Case:
     Source: Hairer, Norsett & Wanner (1993), Solving ODEs I, section II.10, equations (10.3) and (10.4).
     """
 
+    def moved(t: Tensor, speeds: Tensor, masses: Tensor) -> Tensor:
+        return speeds
+
+    def pulled(t: Tensor, places: Tensor, masses: Tensor) -> Tensor:
+        between = places[:, :, None] - places[:, None, :]
+        cubes = (between.square().sum(0) + torch.eye(7, dtype=places.dtype, device=places.device)) ** 1.5
+        return -(masses * between / cubes).sum(-1)
+
     def f(t: Tensor, y: Tensor, masses: Tensor) -> Tensor:
         places, speeds = y
-        between = places[:, :, None] - places[:, None, :]
-        cubes = (between.square().sum(0) + torch.eye(7, dtype=y.dtype, device=y.device)) ** 1.5
-        return torch.stack((speeds, -(masses * between / cubes).sum(-1)))
+        return torch.stack((speeds, pulled(t, places, masses)))
 
     places = [[3.0, 3, -1, -3, 2, -2, 2], [3.0, -3, 2, 0, 0, -4, 4]]
     speeds = [[0.0, 0, 0, 0, 0, 1.75, -1.5], [0.0, 0, 0, -1.25, 1, 0, 0]]
     masses = torch.arange(1.0, 8.0, dtype=torch.float64)
     y0 = torch.tensor([places, speeds], dtype=torch.float64)
-    return Case(f, y0, grid(3.0, 4), {"masses": masses}, lambda ys: ys[-1, 0].square().mean())
+    return Case(f, y0, grid(3.0, 4), {"masses": masses}, lambda ys: ys[-1, 0].square().mean(), pair=(moved, pulled))
 
 
 def _cnot(pieces: int) -> Case:

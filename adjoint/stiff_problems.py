@@ -1,7 +1,8 @@
 """Stiff problems of the literature, each with its parameters as inputs and its source.
 
 Values at the end and gradients, computed in two independent ways, are in ``data/references.json``
-(``python -m benchmarks.references`` makes it; :func:`adjoint.problems.reference_of` reads it).
+(``python -m benchmarks.references`` makes it; :func:`adjoint.problems.reference_of` reads it). Chemistry, oscillators and
+nerve take batches as well: y of shape (members, n), with parameters of shape (members,), rates of (members, 25).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ D = torch.float64
 
 def _robertson_rates(y: Tensor, rates: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
     slow, fast, back = rates
-    return slow * y[0], fast * y[1] ** 2, back * y[1] * y[2]
+    a, b, c = y.unbind(-1)
+    return slow * a, fast * b**2, back * b * c
 
 
 ROBERTSON = {"slow": 0.04, "fast": 3e7, "back": 1e4}
@@ -41,7 +43,7 @@ def _robertson(_: int) -> Case:
 
     def f(t: Tensor, y: Tensor, *rates: Tensor) -> Tensor:
         slow, fast, back = _robertson_rates(y, rates)
-        return torch.stack((back - slow, slow - back - fast, fast))
+        return torch.stack((back - slow, slow - back - fast, fast), -1)
 
     return Case(f, torch.tensor([1.0, 0.0, 0.0], dtype=D), DECADES, numbers(**ROBERTSON), lambda ys: ys[-1, 0])
 
@@ -51,7 +53,7 @@ def _robertson_dae(_: int) -> Case:
 
     def f(t: Tensor, y: Tensor, *rates: Tensor) -> Tensor:
         slow, fast, back = _robertson_rates(y, rates)
-        return torch.stack((back - slow, slow - back - fast, y.sum() - 1))
+        return torch.stack((back - slow, slow - back - fast, y.sum(-1) - 1), -1)
 
     mass = torch.diag(torch.tensor([1.0, 1.0, 0.0], dtype=D))
     y0 = torch.tensor([1.0, 0.0, 0.0], dtype=D)
@@ -67,7 +69,7 @@ def _hires(_: int) -> Case:
 
     def f(t: Tensor, y: Tensor, *rates: Tensor) -> Tensor:
         k1, k2, k3, k4, k5, k6, plus, minus, star, oks = rates
-        a, b, c, d, e, g, h, i = y.unbind()
+        a, b, c, d, e, g, h, i = y.unbind(-1)
         binding = plus * g * i
         leaving = (k2 + minus + star) * h
         return torch.stack(
@@ -80,7 +82,8 @@ def _hires(_: int) -> Case:
                 k4 * d + k1 * e + minus * h - k2 * g - binding,
                 binding - leaving,
                 leaving - binding,
-            )
+            ),
+            -1,
         )
 
     rates = {"k1": 1.71, "k2": 0.43, "k3": 8.32, "k4": 0.69, "k5": 0.035, "k6": 8.32}
@@ -95,6 +98,7 @@ POLLUTION_FROM = "1 2,4 5,2 7 7 7,6 9 9,6 11,2 11,1 13 10,2 14 1,6 3 4 4 16 16 1
 POLLUTION_TO = "2,3 1 1,6 5,5,8 8 5,8 5,8,10 11 1,10,12 13 1,11 1,14 5,7 15 4 16 3 6,6 3 5,18 2 1,3 19 20 1,19"
 """Species of each reaction, before and after; 5,5 is two of it."""
 POLLUTION_FIRST = {2: 0.2, 4: 0.04, 7: 0.1, 8: 0.3, 9: 0.01, 17: 0.007}
+POLLUTION_SPECIES = """NO2 NO O O3 HO2 OH HCHO CO ALD MEO2 C2O3 CO2 PAN CH3O HNO3 O1D SO2 SO4 NO3 N2O5""".split()
 OZONE = 3
 """Its place in the state of "pollution"."""
 
@@ -111,8 +115,7 @@ def pollution_reactions() -> list[tuple[list[int], list[int]]]:
 def _pollution(_: int) -> Case:
     """The chemistry of a Dutch air pollution model: 20 species, 25 reactions, rates from 8e-4 to 4e11 a minute.
 
-    Reaction i runs at the speed k_i [first] [second]. Species 1 NO2, 2 NO, 3 O, 4 ozone, 5 HO2, 6 OH, 7 HCHO, 8 CO, ..
-    The loss is the logarithm of the ozone after an hour.
+    Reaction i runs at the speed k_i [first] [second]. The loss is the logarithm of the ozone after an hour.
 
     Source: Verwer (1994), SIAM J. Sci. Comput. 15, 1243-1250, tables 1 and 2.
     """
@@ -125,8 +128,8 @@ def _pollution(_: int) -> Case:
     partners = torch.tensor([(*used, 20)[:2] for used, _ in pollution_reactions()])  # the last index: none
 
     def f(t: Tensor, y: Tensor, rates: Tensor) -> Tensor:
-        with_one = torch.cat((y, y.new_ones(1)))
-        return (rates * with_one[partners].prod(1)) @ made.to(y)
+        with_one = torch.cat((y, torch.ones_like(y[..., :1])), -1)
+        return (rates * with_one[..., partners].prod(-1)) @ made.to(y)
 
     y0 = torch.zeros(20, dtype=D)
     for species, amount in POLLUTION_FIRST.items():
@@ -142,8 +145,8 @@ def _oregonator(_: int) -> Case:
     """
 
     def f(t: Tensor, y: Tensor, s: Tensor, q: Tensor, w: Tensor) -> Tensor:
-        a, b, c = y.unbind()
-        return torch.stack((s * (b + a * (1 - q * a - b)), (c - (1 + a) * b) / s, w * (a - c)))
+        a, b, c = y.unbind(-1)
+        return torch.stack((s * (b + a * (1 - q * a - b)), (c - (1 + a) * b) / s, w * (a - c)), -1)
 
     known = numbers(s=77.27, q=8.375e-6, w=0.161)
     return Case(f, torch.tensor([1.0, 2.0, 3.0], dtype=D), grid(360.0, 2), known, lambda ys: ys[-1].log().mean())
@@ -158,8 +161,8 @@ def _relaxation(size: int) -> Case:
     """
 
     def f(t: Tensor, y: Tensor, mu: Tensor) -> Tensor:
-        x, v = y.unbind()
-        return torch.stack((v, mu * mu * ((1 - x * x) * v - x)))
+        x, v = y.unbind(-1)
+        return torch.stack((v, mu * mu * ((1 - x * x) * v - x)), -1)
 
     y0 = torch.tensor([2.0, 0.0], dtype=D)
     return Case(f, y0, grid(2.0, 2), numbers(mu=float(size)), lambda ys: ys[-1, 0])
@@ -212,12 +215,12 @@ def _hodgkin_huxley(_: int) -> Case:
 
     def f(t: Tensor, y: Tensor, *known: Tensor) -> Tensor:
         current, capacity, g_na, g_k, g_leak, e_na, e_k, e_leak = known
-        v, m, h, n = y.unbind()
+        v, m, h, n = y.unbind(-1)
         through = g_na * m**3 * h * (v - e_na) + g_k * n**4 * (v - e_k) + g_leak * (v - e_leak)
         opening = (_over_itself((v + 40) / 10), 0.07 * torch.exp(-(v + 65) / 20), 0.1 * _over_itself((v + 55) / 10))
         closing = (4 * torch.exp(-(v + 65) / 18), torch.sigmoid((v + 35) / 10), 0.125 * torch.exp(-(v + 65) / 80))
         gates = (a * (1 - x) - b * x for a, b, x in zip(opening, closing, (m, h, n), strict=True))
-        return torch.stack(((current - through) / capacity, *gates))
+        return torch.stack(((current - through) / capacity, *gates), -1)
 
     known = numbers(current=10.0, capacity=1.0, g_na=120.0, g_k=36.0, g_leak=0.3, e_na=50.0, e_k=-77.0, e_leak=-54.4)
     y0 = torch.tensor([-65.0, 0.05, 0.6, 0.32], dtype=D)

@@ -287,8 +287,8 @@ class AdaptiveTimeline:
         return len(self._times) - 1
 
     def begin(self, first: float) -> None:
-        """The length of the first step to try, positive."""
-        self._length = self._limited(first)
+        """The length of the first step to try, positive; a guess, so that one too short for t to resolve is lengthened."""
+        self._length = max(self._limited(first), self._least(self._times[-1]))
 
     @property
     def done(self) -> bool:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batched, eager, engines, memory, online, plans, stiff_accuracy, undone
+from benchmarks import batched, compared, eager, engines, memory, online, plans, stiff_accuracy, undone
 from benchmarks.measure import Section, machine
 from benchmarks.networks import report as networks
 from benchmarks.peers import report as peers
 from benchmarks.sequences import report as sequences
+from benchmarks.stiff import report as stiff
 
 HEAD = "# Benchmarks\n"
 
@@ -33,6 +34,8 @@ SECTIONS = {
     "networks": networks.run,
     "sequences": sequences.run,
     "undone": undone.run,
+    "compared": compared.run,
+    "stiff": stiff.run,
     "stiff_accuracy": stiff_accuracy.run,
 }
 

@@ -6,7 +6,8 @@ Three species whose rates lie nine decades apart (Robertson 1966; Hairer & Wanne
 the first second to four days. An explicit method would take some 1e9 steps. An implicit one takes a hundred, and
 one reverse sweep through them says what every rate does to what is left of A. That gradient is held against a
 reference computed in two other ways, at tolerances from 1e-3 down, for three families of methods: its error stays
-below the tolerance that the solve was asked for, and falls with it. Forward sensitivities show which rate matters when.
+within three times the tolerance that the solve was asked for, and falls with it. Forward sensitivities show which rate
+matters when.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def main(out: Path | str | None = None, quick: bool = False) -> Results:
     for name, value, expected in zip(NAMES, gradient, true, strict=True):
         results[f"per cent of A for a per cent of {name}"] = Recovered(float(value), float(expected), 1e-4)
 
-    times = torch.cat((torch.zeros(1), torch.logspace(-5, 5.6, 40 if quick else 100))).double()
-    ys = solved(logs, times, 1e-5, method="radau5", gradient="tangent")
+    times = torch.cat((torch.zeros(1), torch.logspace(-5, 5.6, 30 if quick else 100))).double()
+    ys = solved(logs, times, 1e-3 if quick else 1e-5, method="radau5", gradient="tangent")
     when = torch.stack([torch.autograd.grad(y, logs, retain_graph=True)[0] for y in ys[1:, 0].log()])
     draw(times[1:], ys[1:].detach(), when, tolerances, errors, out)
     return confirm(results)
@@ -77,7 +78,9 @@ def draw(
     left.legend(frameon=False)
     tidy(left, "Ten decades of time", "seconds", "share")
     for column, (line, name) in enumerate(zip(LINES, NAMES, strict=True)):
-        middle.semilogx(times, when[:, column], line, color=(BLUE, ORANGE, GREEN)[column], label=name.replace("->", "→"))
+        middle.semilogx(
+            times, when[:, column], line, color=(BLUE, ORANGE, GREEN)[column], label=name.replace("->", "→")
+        )
     middle.legend(frameon=False, fontsize=8, loc="lower left")
     tidy(middle, "Which rate matters when", "seconds", "per cent of A for a per cent of the rate")
     for method, colour in METHODS.items():
@@ -85,9 +88,9 @@ def draw(
         right.loglog(tolerances, of_gradients, "o-", color=colour, markersize=4, label=f"{method}, gradient")
         right.loglog(tolerances, of_states, ":", color=colour, label=f"{method}, A itself")
     right.loglog(tolerances, tolerances, color=GREY, linewidth=0.8)
-    right.annotate("error = tolerance", (tolerances[0], tolerances[0]), ha="right", fontsize=8, color=GREY)
+    right.annotate("error = tolerance", (tolerances[0] / 2, tolerances[0]), fontsize=8, color=GREY)
     right.invert_xaxis()
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, loc="lower left")
     tidy(right, "The gradient is as good as the solution", "tolerance", "relative error")
     save(figure, out, "robertson")
 
