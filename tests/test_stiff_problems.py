@@ -14,6 +14,7 @@ from torch import Tensor
 import adjoint
 from adjoint import check
 from adjoint.cases import Case
+from adjoint.compare import error, every_way, stored
 from adjoint.measure import Recipe
 from adjoint.problems import PROBLEMS, reference_of
 from benchmarks.references import __main__ as references
@@ -194,3 +195,45 @@ def test_the_problems_of_the_peers_are_the_named_ones(problem: stiff.Stiff) -> N
     seen = 1 / float(y[problem.seen]) if problem.logarithm else 1.0
     assert slope.abs().sum() == pytest.approx(seen)
     assert float(slope[0, problem.seen]) == pytest.approx(seen)
+
+
+def test_a_first_guess_that_the_time_cannot_resolve_is_lengthened() -> None:
+    near = torch.tensor([1 - 1e-7], dtype=torch.float64)  # so fast and so near that f is large, and its error small
+    solution = adjoint.solve(lambda t, y: -1e16 * (y - 1), near, [4e6, 4e6 + 1], method="radau5")
+    assert float(solution.ys[-1]) == pytest.approx(1, abs=1e-6)
+
+
+def test_every_gradient_is_compared_where_it_applies() -> None:
+    names = {name: [way.name for way in every_way(4, Recipe(name))] for name in ("robertson", "lorenz", "pleiades")}
+    common = {
+        "discrete",
+        "discrete, 4 slots",
+        "backsolve",
+        "interpolating",
+        "quadrature",
+        "gauss",
+        "backprop",
+        "tangent",
+    }
+    assert set(names["robertson"]) == common
+    assert set(names["lorenz"]) == common | {"torchdiffeq adjoint", "torchdiffeq backprop"}
+    assert set(names["pleiades"]) - set(names["lorenz"]) == {"discrete, yoshida4", "reversible, yoshida4"}
+
+
+def test_steps_that_are_undone_give_the_gradient_of_steps_that_are_kept() -> None:
+    recipe = Recipe("pleiades")
+    case = replace(recipe.case(), t=torch.tensor([0.0, 0.5], dtype=torch.float64))
+    ways = {way.name: way for way in every_way(4, recipe)}
+    kept, undone = (ways[f"{name}, yoshida4"].at("dopri8", 1e-3)(case).gradient for name in ("discrete", "reversible"))
+    for name, x in kept.items():
+        torch.testing.assert_close(x, undone[name], rtol=0, atol=1e-9 * float(x.abs().max()))
+
+
+def test_a_stiff_problem_is_compared_with_its_stored_gradient() -> None:
+    recipe = Recipe("robertson")
+    true = stored(recipe)
+    assert true is not None and true.agreement < 1e-10
+    assert stored(Recipe("relaxation", 500)) is None
+    (discrete, *_) = every_way(4, recipe)
+    found = discrete.at("kvaerno5", 1e-3)(recipe.case()).gradient
+    assert 1e-8 < error(found, true.gradient, true.scales) < 1e-2

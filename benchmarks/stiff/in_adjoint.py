@@ -46,10 +46,6 @@ def kvaerno5(problem: Stiff, members: int) -> Gradient:
     return _gradient(problem, members, method="kvaerno5")
 
 
-def radau5(problem: Stiff, members: int) -> Gradient:
-    return _gradient(problem, members, method="radau5")
-
-
 def together(problem: Stiff, members: int) -> Gradient:
     method = adjoint.Implicit("kvaerno5", linear=adjoint.Dense(members=True))
     return _gradient(problem, members, method=method)

@@ -19,7 +19,7 @@ from benchmarks.stiff.where import PARTS, where
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 1000
-PATIENCE = 230
+PATIENCE = 150
 """Seconds that a process may take."""
 QUIET = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -42,7 +42,6 @@ class Contender(NamedTuple):
 CONTENDERS = (
     Contender("**adjoint**, kvaerno5", "in_adjoint", "kvaerno5", "together"),
     Contender("**adjoint**, kvaerno5, `batched=True`", "in_adjoint", None, "apart"),
-    Contender("**adjoint**, radau5", "in_adjoint", "radau5", None),
     Contender('**adjoint**, kvaerno5, `engine="native"`', "in_adjoint", "native", None),
     Contender("CVODES by casadi", "in_casadi", "cvodes", "cvodes"),
     Contender("diffrax, Kvaerno5", "in_diffrax", "kvaerno5", "kvaerno5"),
@@ -50,7 +49,7 @@ CONTENDERS = (
 TITLE = "Stiff gradients beside CVODES and diffrax"
 TEXT = (
     f"One gradient of a number at the end with respect to y0 and all parameters, rtol = {RTOL:.0e} with the absolute tolerance "
-    "that the problem asks for, float64, one thread. Time: the processor's, the quickest of up to five after a first one. "
+    "that the problem asks for, float64, one thread. Time: the processor's, the quickest of up to five. "
     "Error: of the gradient, each component scaled by its parameter, by norm, against the references (in a batch, of the "
     f"first member, which has the nominal numbers; the others vary by {SPREAD:.0%}). First: the first gradient, with "
     "compilation and import. CVODES (BDF forwards, its adjoint equation backwards) takes members in turn; for Pollution the "
@@ -61,25 +60,23 @@ TEXT = (
 HEADER = ("", "alone", "error", "first", f"{MEMBERS:,} members", "error", "a member, of one alone")
 
 
-def measured(problem: Stiff, contender: Contender, members: int) -> dict[str, Any]:
-    """What the child says."""
-    function = contender.alone if members == 1 else contender.many
-    if function is None:
-        return {"error": ""}
-    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.stiff.child", problem.name, str(members)]
+def measured(problem: Stiff, contender: Contender) -> list[dict[str, Any]]:
+    """What the child says of one member and of many."""
+    work = {1: contender.alone, MEMBERS: contender.many}
+    asked = [word for members, function in work.items() if function for word in (function, str(members))]
+    words = [sys.executable, "-W", "ignore", "-m", "benchmarks.stiff.child", problem.name, contender.module, *asked]
+    why = ""
     try:
         done = subprocess.run(
-            [*words, contender.module, function],
-            cwd=ROOT,
-            env={**os.environ, **QUIET},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
+            words, cwd=ROOT, env={**os.environ, **QUIET}, capture_output=True, text=True, timeout=PATIENCE
         )
-    except subprocess.TimeoutExpired:
-        return {"error": f"takes longer than {PATIENCE} s"}
-    lines = done.stdout.splitlines()
-    return json.loads(lines[-1]) if lines else {"error": f"the process ended with {done.returncode}"}
+        said = done.stdout
+        why = f"the process ended with {done.returncode}"
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout.decode() if isinstance(late.stdout, bytes) else late.stdout or ""
+        why = f"more than {PATIENCE} s"
+    answers = iter([json.loads(line) for line in said.splitlines() if line.startswith("{")])
+    return [next(answers, {"error": why}) if function else {"error": ""} for function in work.values()]
 
 
 def error(problem: Stiff, found: dict[str, Any]) -> float:
@@ -96,7 +93,7 @@ def error(problem: Stiff, found: dict[str, Any]) -> float:
 
 
 def row(problem: Stiff, contender: Contender) -> tuple[str, ...]:
-    one, many = (measured(problem, contender, members) for members in (1, MEMBERS))
+    one, many = measured(problem, contender)
     print(problem.name, contender.label, *({**x, "y0": 0, "p": 0} for x in (one, many)), file=sys.stderr, flush=True)
     cells = [one["error"], "", ""]
     if "error" not in one:
@@ -145,6 +142,18 @@ def shared() -> Section:
     return Section("Where the time goes", text, header, rows)
 
 
+def main() -> None:
+    """``python -m benchmarks.stiff.report [PROBLEM ..]``: these parts alone."""
+    for name in sys.argv[1:] or PROBLEMS:
+        print(part(PROBLEMS[name]).markdown("###"), flush=True)
+    if not sys.argv[1:]:
+        print(shared().markdown("###"))
+
+
 def run(device: str) -> Section:
     parts = [part(problem) for problem in PROBLEMS.values()]
     return Section(TITLE, f"{TEXT} {versions()}.", parts=(*parts, shared()))
+
+
+if __name__ == "__main__":
+    main()
