@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.utils.weak import WeakIdKeyDictionary
 
 from adjoint.captured import Captured
@@ -182,6 +183,8 @@ class AutogradStepper:
         self.block = BLOCK
         self.reversing: Callable[[int, State, Cotangent, Cotangent], None] | None = None
         """Called before each transpose, in blocks of one step."""
+        self.listening = True
+        """Whether recorded steps are listened to at all; the probe watches them by other means."""
         self.all_heard = False
         """Whether every recorded step is listened to."""
         self.tracking = torch.is_grad_enabled()
@@ -274,7 +277,7 @@ class AutogradStepper:
 
     def _recorded_step(self, k: int, leaves: State) -> Step:
         sampled = self.plain_runs and self.tracking and (heard(k) or k + 1 >= self.frontier)
-        if not (sampled or self.arrivals or self.all_heard):
+        if not self.listening or not (sampled or self.arrivals or self.all_heard):
             return _outputs_apart(self.program.step(self.captured.recorded, k, leaves, True))
         listener = self.captured.listener(*self.program.series)
         return _outputs_apart(
@@ -332,7 +335,7 @@ class AutogradStepper:
         if len(roots) == sums:
             return [None] * len(leaves)
         own = [x for x in leaves if x.requires_grad]
-        gradients = iter(torch.autograd.grad(roots, [*own, *inputs, *parameters], seeds, allow_unused=True))
+        gradients = iter(_pulled_back(roots, (*own, *inputs, *parameters), seeds))
         result = [next(gradients) if x.requires_grad else None for x in leaves]
         for k, step in zip(count(self.reversed + len(steps) - 1, -1), reversed(steps), strict=False):
             if step.inputs:
@@ -370,6 +373,16 @@ class AutogradStepper:
         missing = [x for x in leaves_behind(_results(step)).values() if x not in touched.inside]
         if missing:
             refuse(missing, self.program.label)
+
+
+def _pulled_back(roots: list[Tensor], inputs: State, seeds: list[Tensor]) -> Sequence[Tensor | None]:
+    """One vector-Jacobian product: what torch.autograd.grad comes to once it has looked at its arguments.
+
+    That look takes as long as two operations of torch. A mode for torch functions is to see the call itself.
+    """
+    if torch._C._len_torch_function_stack():
+        return torch.autograd.grad(roots, inputs, seeds, allow_unused=True)
+    return _engine_run_backward(tuple(roots), tuple(seeds), False, False, inputs, True, accumulate_grad=False)
 
 
 def _shown(step: Step) -> list[Tensor]:
@@ -433,6 +446,8 @@ def _apart(state: State, entry: State) -> State:
     """The state in memory of its own: a step that hands its input on must not keep a slot alive by it."""
     if state is entry:
         return tuple(x.clone() for x in state)
+    if len(state) == 1 and state[0].untyped_storage()._cdata != entry[0].untyped_storage()._cdata:
+        return state
     held = {x.untyped_storage()._cdata for x in entry}
     if any(x.untyped_storage()._cdata in held for x in state):
         return tuple(x.clone() if x.untyped_storage()._cdata in held else x for x in state)

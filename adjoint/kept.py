@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adjoint.tensors import Known, Touched, UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
+from adjoint.tensors import Touched, UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
 
 Result = TypeVar("Result")
 
@@ -91,14 +91,14 @@ class _Listening(TorchFunctionMode):
     def __init__(self, known: dict[int, Tensor]) -> None:
         super().__init__()
         self.known, self.unknown = dict(known), dict[int, Tensor]()
-        self._made = Known()
+        self._made: set[int] = set()
+        """Names alone: what an earlier call kept is there all the time, so that nothing made now has its name."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known, made = self.known, self._made
         for x in tensors_in(args if kwargs is None else (*args, *kwargs.values())):
-            if id(x) not in self.known and x not in self._made:
+            if id(x) not in made and id(x) not in known:
                 self.unknown[id(x)] = x
         result = function(*args, **kwargs) if kwargs else function(*args)
-        for x in tensors_in((result,)):
-            if id(x) not in self.unknown:
-                self._made.add(x)
+        made.update([id(x) for x in tensors_in((result,)) if id(x) not in self.unknown])
         return result

@@ -13,6 +13,7 @@ import functools
 import gc
 import re
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils.weak import WeakIdKeyDictionary
 
 LIBRARIES = frozenset(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "matplotlib", "torchdiffeq", "adjoint"}
 """Functions of these packages hold no tensors of the user's in their globals."""
@@ -91,13 +91,17 @@ def leaves_of(tree: Any) -> list[Any]:
     return pytree.tree_leaves(tree)
 
 
-def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among these values, and in lists, tuples and dicts among them."""
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among these values, and in the trees among them."""
+    found: list[Tensor] = []
     for x in values:
         if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, (list, tuple, dict)):
-            yield from (y for y in leaves_of(x) if isinstance(y, Tensor))
+            found.append(x)
+        elif isinstance(x, (list, tuple)):
+            found += tensors_in(x)
+        elif type(x) in pytree.SUPPORTED_NODES:
+            found += [y for y in leaves_of(x) if isinstance(y, Tensor)]
+    return found
 
 
 def map_tree(function: Callable[..., Any], *trees: Any) -> Any:
@@ -366,16 +370,16 @@ class Known:
 
     def __init__(self) -> None:
         self._small: dict[int, Tensor] = {}
-        self._large = WeakIdKeyDictionary()
+        self._large: dict[int, weakref.ref[Tensor]] = {}
 
     def add(self, x: Tensor) -> None:
         if x.numel() <= SMALL:
             self._small[id(x)] = x
         else:
-            self._large[x] = True
+            self._large[id(x)] = weakref.ref(x)
 
     def __contains__(self, x: Tensor) -> bool:
-        return id(x) in self._small or (x.numel() > SMALL and x in self._large)
+        return id(x) in self._small or (id(x) in self._large and self._large[id(x)]() is x)
 
 
 class Touched(TorchFunctionMode):
@@ -393,12 +397,11 @@ class Touched(TorchFunctionMode):
             self.derived.add(x)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(x): x for x in tensors_in((*args, *(kwargs or {}).values())) if is_plain(x)}
-        self.outside.update((key, x) for key, x in given.items() if x not in self.inside)
-        result = function(*args, **(kwargs or {}))
-        made = list(tensors_in((result,)))
-        derived = any(x in self.derived for x in given.values()) and not _makes_anew(function)
-        for x in made:
+        given = [x for x in tensors_in((*args, *kwargs.values()) if kwargs else args) if is_plain(x)]
+        self.outside.update([(id(x), x) for x in given if x not in self.inside])
+        result = function(*args, **kwargs) if kwargs else function(*args)
+        derived = any(x in self.derived for x in given) and not _makes_anew(function)
+        for x in tensors_in((result,)):
             if id(x) not in self.outside:
                 self.inside.add(x)
                 if derived and differentiable(x):

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from adjoint.autograd import Step
-from adjoint.steppers.stages import Stages, Terms
+from adjoint.memory import aside
+from adjoint.steppers.stages import Stages, Terms, run_single, versioned
 from adjoint.tableaus import Tableau
 from adjoint.tangents import Batch, pushed
 from adjoint.tensors import State, Structure, added, bytes_of, refuse_writing, versions_of
@@ -187,6 +188,8 @@ class ExplicitProgram:
         self._tables: dict[int, tuple[Tensor, ...]] = {}
         """Stage times one after another, by the first of ``ROWS`` steps."""
         self._known_slope: tuple[int, State, State] | None = None
+        self._lean = structure.single and type(self).stages is ExplicitProgram.stages
+        """Whether a step of which nobody sees anything but its end needs no :class:`Stages`."""
 
     def begin(self, function: Any, state: State) -> None:
         """Choose the first step of an adaptive solve, unless that is known."""
@@ -269,6 +272,11 @@ class ExplicitProgram:
         if self.control.callbacks and k == self._announced:
             self._announced = k + 1
             self._announce("step", start, state, stop - start)
+        shows = outputs and (self.view is not None or self.asked.inside(start, stop))
+        if self._lean and not (shows or self.inputs or self.watch or self.moving) and versioned(state[0]):
+            known = None if recording else self.reuse(k, state)
+            times, slopes = self.stage_times(k, start, stop), [] if known is None else [known[0]]
+            return Step((run_single(self, function, state[0], stop - start, times, slopes),))
         stages = self.stages(function, state, k, start, stop, recording, outputs)
         stages.run()
         if self.watch is not None:
@@ -381,7 +389,8 @@ class ExplicitProgram:
         self._tables.pop(first, None)
         if len(self._tables) == TABLES:
             del self._tables[next(iter(self._tables))]
-        self._tables[first] = table = self._make_table(ends).flatten().unbind()
+        with aside():
+            self._tables[first] = table = self._make_table(ends).flatten().unbind()
         return table
 
     def forget_times(self) -> None:
