@@ -7,7 +7,7 @@ from adjoint.checkpointed import Checkpointed, checkpointed
 from adjoint.estimate import Estimate, estimate
 from adjoint.events import At, Event, Occurrences
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
-from adjoint.implicit_method import Implicit
+from adjoint.implicit_method import BDF, Implicit
 from adjoint.implicit_tableau import ImplicitTableau, theta_method
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.interpolate import DenseSolution
@@ -36,6 +36,7 @@ from adjoint.tiers import Device, Files, Host
 from adjoint.timeline import CONTROLLERS, Controller, SolveError, frozen_steps
 
 __all__ = [
+    "BDF",
     "CONTROLLERS",
     "GRADIENTS",
     "IMPLICIT",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from adjoint.bdf import DifferentiationFormulas
 from adjoint.implicit_tableau import ImplicitTableau
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.linear import Dense, LinearAlgebra
@@ -27,7 +28,7 @@ class Implicit:
     solve(f, y0, t, method=Implicit("radau5", mass=mass, linear=Dense()))
     """
 
-    method: str | ImplicitTableau | RosenbrockTableau = "kvaerno5"
+    method: str | ImplicitTableau | RosenbrockTableau | DifferentiationFormulas = "kvaerno5"
     """One of ``IMPLICIT`` or ``ROSENBROCK``, or a table of your own."""
     linear: LinearAlgebra = field(default_factory=Dense)
     newton: Newton = field(default_factory=Newton)
@@ -74,7 +75,7 @@ class Implicit:
         return None if self.mass is None else NullSpaces.of(self.mass)
 
     @property
-    def tableau(self) -> ImplicitTableau | RosenbrockTableau:
+    def tableau(self) -> Any:
         if isinstance(self.method, str):
             return IMPLICIT[self.method] if self.method in IMPLICIT else ROSENBROCK[self.method]
         return self.method
@@ -126,3 +127,18 @@ def divided(f: Any, method: Any, with_cost: bool) -> tuple[Any, Any]:
             f"f is a pair (explicit, implicit), and method={method.name!r} has one part only; take 'kencarp4', say"
         )
     return Split(*f), method if with_cost else replace(method, split=True)
+
+
+def BDF(
+    max_order: int = 5,
+    *,
+    linear: LinearAlgebra | None = None,
+    newton: Newton | None = None,
+    mass: Tensor | None = None,
+) -> Implicit:
+    """Backward differentiation formulas of order 1 to ``max_order``, both step and order chosen on the way.
+
+    The gradient is exact for the steps and orders that were taken, and converges as rtol falls; in between it has no
+    meaning (docs/stiff.md). ``mass`` must be regular.
+    """
+    return Implicit(DifferentiationFormulas(max_order), linear=linear or Dense(), newton=newton or Newton(), mass=mass)

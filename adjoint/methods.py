@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from adjoint.bdf import DifferentiationFormulas
 from adjoint.implicit_method import Implicit
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.steppers.adams import MULTISTEP, Adams, AdamsProgram
+from adjoint.steppers.bdf import BdfProgram
 from adjoint.steppers.explicit import Control, ExplicitProgram, with_timeline
 from adjoint.steppers.implicit import ImplicitProgram
 from adjoint.steppers.rosenbrock import RosenbrockProgram
@@ -38,6 +40,8 @@ def untimed_program_of(
     if isinstance(method, Splitting):
         return SplittingProgram(method, t, structure, state, control)
     if isinstance(method, Implicit):
+        if isinstance(method.tableau, DifferentiationFormulas):
+            return BdfProgram(method, t, structure, state, control)
         steps = RosenbrockProgram if isinstance(method.tableau, RosenbrockTableau) else ImplicitProgram
         return steps(method, t, structure, state, control)
     return ExplicitProgram(method, t, structure, state, control)

@@ -43,7 +43,7 @@ class ImplicitProgram(ExplicitProgram):
     """Whether stages are found by iteration."""
 
     def __init__(self, how: Implicit, t: Tensor, structure: Structure, like: State, control: Control) -> None:
-        super().__init__(how.tableau, t, structure, like, control)  # type: ignore[arg-type]
+        super().__init__(how.tableau, t, structure, like, control)
         self.how = self.method = how
         self.vectors = Vectors(like, how.linear.members)
         if how.mass is not None and len(how.mass) != self.vectors.size:
