@@ -102,9 +102,9 @@ def _natively(
         raise Refused("a solve that does not reach its end: it is done again, to say why")
     stepper.frontier = problem.program.timeline.steps
     plan = None if room is None else room.plan(stepper.frontier, recorded=sweep.recorded)
-    outputs, final = sweep.forward(None if plan is None else plan.schedule)
+    outputs = sweep.forward(None if plan is None else plan.schedule)
     stats = Stats(problem.program, stepper, stepper.frontier)
-    last = final if problem.wants_final else None
+    last = sweep.final() if problem.wants_final else None
     if plan is not None:
         reversal: Reversal = Filled(sweep, inputs) if problem.zeros else sweep
         outputs, last = join(reversal, outputs, last, inputs)

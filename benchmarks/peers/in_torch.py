@@ -63,8 +63,10 @@ def engine(problem: Problem) -> Gradient:
     if problem.rtol is not None:
         how = {"method": "dopri5", "rtol": problem.rtol, "atol": problem.rtol}
 
+    slope = problem.f
+
     def f(t: Tensor, y: Tensor, p: tuple[Tensor, ...]) -> Tensor:
-        return problem.f(torch, y, p)
+        return slope(torch, y, p)
 
     def run() -> Sequence[Tensor]:
         solution = adjoint.solve(f, y0, t, args=(parameters,), engine="native", **how)

@@ -92,13 +92,13 @@ class Kernel:
     def sums(self) -> dict[str, Tensor]:
         """Room for the cotangents of the held tensors."""
         sizes = {"of_p": self.shared, "of_q": self.parts.numbers}
-        return {
-            name: torch.zeros(self.tiles, 1, size, self.layout.width, dtype=self.dtype) for name, size in sizes.items()
-        }
+        tiles, width, dtype = self.tiles, self.layout.width, self.dtype
+        return {name: torch.zeros((tiles, 1, size, width), dtype=dtype) for name, size in sizes.items() if size}
 
     def of_held(self, sums: dict[str, Tensor], held: Sequence[Tensor]) -> list[Tensor | None]:
         """For each held tensor its cotangent; None where nothing depends on it."""
-        of_p, of_q = sums["of_p"], self.parts.unpacked(sums["of_q"])
+        nothing = torch.zeros((1, 1, 0, 1), dtype=self.dtype)
+        of_p, of_q = sums.get("of_p", nothing), self.parts.unpacked(sums["of_q"]) if "of_q" in sums else []
         if self.tiles == self.layout.width == 1:
             of_p = of_p.view(-1)
         else:  # torch's own sum depends on the number of threads

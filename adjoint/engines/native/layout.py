@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,15 +29,15 @@ class Layout:
     dtype: torch.dtype
     dim: int | None = None
 
-    @property
+    @cached_property
     def members(self) -> int:
         return 1 if self.dim is None or not self.shapes else self.shapes[0][self.dim]
 
-    @property
+    @cached_property
     def width(self) -> int:
         return 1 if self.dim is None else lanes_of(self.dtype)
 
-    @property
+    @cached_property
     def numbers(self) -> int:
         """Of one member."""
         total = sum(torch.Size(shape).numel() for shape in self.shapes)

@@ -132,8 +132,8 @@ class NativeSweep:
         """Whether every state was recorded while the steps were found."""
         return self._explored is not None and self._explored.tape is not None
 
-    def forward(self, schedule: Schedule | None) -> tuple[list[Tensor], State]:
-        """Outputs by leaf, and the last state. Without a schedule nothing is kept."""
+    def forward(self, schedule: Schedule | None) -> list[Tensor]:
+        """Outputs by leaf. Without a schedule nothing is kept."""
         words, layout, found = self._words, self.kernel.layout, self._explored
         self._schedule = schedule
         if found is not None:
@@ -142,9 +142,11 @@ class NativeSweep:
                 words |= {**self._room(0, 0), "tape": found.tape}
                 self._fresh = True
             self._count(0 if self.recorded else self.steps, self.steps if self.recorded else 0)
-            return layout.unpacked(found.outputs), tuple(x[0] for x in layout.unpacked(found.final))
-        words["work"] = work = words["x0"].clone()
-        outputs = torch.empty(self.kernel.tiles, self.program.outputs, layout.numbers, layout.width, dtype=layout.dtype)
+            self._final = found.final
+            return layout.unpacked(found.outputs)
+        words["work"] = self._final = work = words["x0"].clone()
+        shape = self.kernel.tiles, self.program.outputs, layout.numbers, layout.width
+        outputs = torch.empty(shape, dtype=layout.dtype)
         outputs[:, :1] = work
         if schedule is None:
             rows, runs = plain_rows(self.steps), (self.steps, 0)
@@ -152,9 +154,13 @@ class NativeSweep:
             rowed = rows_of(schedule, self.steps, False)
             self._fresh, rows, runs = True, rowed.forward, rowed.runs[0]
             words |= self._room(rowed.slots, rowed.tape)
-        self.kernel.call({**words, "rows": rows, "row_count": len(rows), "outputs": outputs, "emitting": 1})
+        self.kernel.call({**words, "rows": rows, "row_count": rows.shape[0], "outputs": outputs, "emitting": 1})
         self._count(*runs)
-        return layout.unpacked(outputs), tuple(x[0] for x in layout.unpacked(work))
+        return layout.unpacked(outputs)
+
+    def final(self) -> State:
+        """The last state."""
+        return tuple(x[0] for x in self.kernel.layout.unpacked(self._final))
 
     def check(self) -> None:
         self.watch()
@@ -168,10 +174,11 @@ class NativeSweep:
             words |= self._room(rowed.slots, rowed.tape)
         self._fresh = False
         seeds = self._packed(of_outputs, program.outputs)
-        lam = self._packed([None if x is None else x[None] for x in of_state], 1).clone()
+        lam = self._packed([None if x is None else x[None] for x in of_state], 1)
+        lam = lam.clone() if of_state else lam
         sums, layout = kernel.sums(), kernel.layout
         ends = torch.zeros(self.steps + 1 if kernel.times else 1, layout.width, dtype=torch.float64)
-        more = {"rows": rowed.backward, "row_count": len(rowed.backward), "cotangents": seeds, "lam": lam, "ends": ends}
+        more = {"rows": rowed.backward, "row_count": rowed.backward.shape[0], "cotangents": seeds, "lam": lam, "ends": ends}
         if self._explored is not None:
             more["g"] = torch.empty((program.tableau.stages + 1) * layout.numbers, dtype=layout.dtype)
         kernel.call({**words, **more, **sums})
@@ -208,7 +215,7 @@ class NativeSweep:
         """Cotangents by leaf, of so many rows; what is None is zero."""
         layout = self.kernel.layout
         if not cotangents:
-            return torch.zeros(self.kernel.tiles, count, layout.numbers, layout.width, dtype=layout.dtype)
+            return torch.zeros((self.kernel.tiles, count, layout.numbers, layout.width), dtype=layout.dtype)
         pairs = zip(cotangents, self.state, strict=True)
         whole = [like.new_zeros(()).expand(count, *like.shape) if x is None else x for x, like in pairs]
         return layout.packed(whole, layout.members, zeros=True)
