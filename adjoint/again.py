@@ -131,7 +131,7 @@ class Known:
         sweep = NativeSweep(self.kernel, program, state, tensors, runs, watch, linearised, self.fixed)
         plan = self.plan
         if isinstance(program.timeline, AdaptiveTimeline):
-            program.begin(root, state)
+            program.begin_compiled()
             if not sweep.explore(self._most(plan)):
                 return None
             plan = None if plan is None else self._planned(plan, program.timeline.steps, sweep.recorded)
@@ -209,7 +209,8 @@ def remember(call: Call, native: Native, outcome: Outcome) -> None:
     """Keep what a solve by the native engine was made with."""
     problem, plan = native.problem, outcome.plan
     program, held, free = problem.program, native.held, problem.slots is None and problem.budget is None
-    assert isinstance(program, ExplicitProgram)
+    if type(program) is not ExplicitProgram:
+        return
     fixed = isinstance(program.timeline, FixedTimeline)
     if not fixed and (not free or problem.schedule is not None):
         return

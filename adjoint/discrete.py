@@ -15,6 +15,7 @@ from adjoint.checked import CheckedStepper
 from adjoint.continued import Continuable, describe, opened
 from adjoint.draws import unchanging
 from adjoint.engines.choose import EAGER, Choice, chosen
+from adjoint.engines.native.adaptive import begin
 from adjoint.engines.native.cells import Refused
 from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.sweep import NativeSweep, Room
@@ -89,7 +90,7 @@ def _natively(
     captured, ambient = stepper.captured, Ambient()
     weights = None if choice.known else probe(problem, captured, state)
     if choice.known:
-        problem.program.begin(problem.function, problem.state)
+        begin(problem.program, problem.function, problem.state)
     stepper.marks = Unmarked(problem.program.label)
 
     def linearised() -> Sweep:

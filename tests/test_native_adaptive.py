@@ -140,3 +140,17 @@ def test_what_the_compiled_control_does_not_do_is_said() -> None:
     assert "jumps" in said(jumps=(0.5,))
     assert "in lock-step" in said(batched=True)
     assert "16 numbers" in said()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("stop", [2.0, -0.3, 1e-7])
+@pytest.mark.parametrize("start", [2.0, 1e-9])
+def test_the_first_step_is_as_long_as_torchs(start: float, stop: float, dtype: torch.dtype) -> None:
+    """Also where y or its slope is next to nothing, and where the end comes first."""
+    y0, mu = torch.tensor([start, 0.0], dtype=dtype), torch.tensor(8.0, dtype=dtype)
+    ends = []
+    for engine in ("native", "native", "eager"):
+        solution = adjoint.solve(oscillator, y0, [0.0, stop], args=(mu,), method="dopri5", rtol=1e-3, engine=engine)
+        assert solution.engine.startswith(engine)
+        ends.append(solution.stats.program.timeline.ends(0))
+    assert ends[0] == ends[1] == pytest.approx(ends[2], rel=1e-12 if dtype == torch.float64 else 1e-5, abs=0.0)

@@ -200,6 +200,15 @@ class ExplicitProgram:
                 first = _first_step(self, function, tuple(x.contiguous() for x in state), self.asked.t[0], span)
             self.timeline.begin(min(first, abs(span)))
 
+    def begin_compiled(self) -> None:
+        """The same where a compiled program will choose the first step, by two slopes of its own."""
+        if isinstance(self.timeline, AdaptiveTimeline) and not self.timeline.done:
+            span = abs(self.asked.t[-1] - self.asked.t[0])
+            if self.control.dt is None:
+                self.evaluations += 2
+            else:
+                self.timeline.begin(min(self.control.dt, span))
+
     def seen_by(self, view: View) -> ExplicitProgram:
         """This program, showing polynomials of steps in place of values at the asked times."""
         self.view, self.initial = view, None

@@ -12,6 +12,7 @@ from torch import Tensor
 from adjoint.engines.native.explore import COUNTS, DONE, GOING, NO_ROOM, NUMBERS, WORDS
 from adjoint.engines.native.kernel import Kernel
 from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.tensors import State
 from adjoint.timeline import AdaptiveTimeline
 
 ROOM = 256
@@ -30,6 +31,14 @@ class Explored:
     """Every state before a step, if they were recorded to the end."""
 
 
+def begin(program: ExplicitProgram, function: Any, state: State) -> None:
+    """Let the compiled program choose the first step, where it can; implicit methods have other stages than slopes."""
+    if type(program) is ExplicitProgram:
+        program.begin_compiled()
+    else:
+        program.begin(function, state)
+
+
 def explored(
     kernel: Kernel, program: ExplicitProgram, start: Tensor, held: dict[str, Tensor], most: int
 ) -> Explored | None:
@@ -46,14 +55,15 @@ def explored(
     room, tape = ROOM, torch.empty(0, dtype=dtype)
     times = np.full(room, timeline.start)
     state = start.clone()
-    stages = torch.empty((program.tableau.stages + 2) * size, dtype=dtype)
+    stages = torch.empty((program.tableau.stages + 4) * size, dtype=dtype)
     words: dict[str, Any] = {
         "y": state,
         "asked": np.array([*asked, asked[-1]]),
         "outputs": outputs,
-        "slopes": stages[2 * size :],
+        "slopes": stages[4 * size :],
     }
-    words |= {"new": stages[:size], "error": stages[size : 2 * size], "numbers": number_words, **held}
+    words |= {name: stages[i * size :] for i, name in enumerate(("new", "error", "moved", "first"))}
+    words |= {"numbers": number_words, **held}
     while True:
         if counts["recording"] and room > most:
             counts["recording"], tape = 0, torch.empty(0, dtype=dtype)
@@ -90,7 +100,7 @@ def _settings(program: ExplicitProgram, timeline: AdaptiveTimeline) -> dict[str,
     return {
         "t": timeline.start,
         "stop": timeline.stop,
-        "length": found["_length"],
+        "length": -1.0 if control.dt is None and type(program) is ExplicitProgram else found["_length"],
         "before": found["_previous"][0],
         "earlier": found["_previous"][1],
         "just_rejected": 0.0,

@@ -17,8 +17,8 @@ from adjoint.rosenbrock_tableaus import RosenbrockTableau
 from adjoint.tableaus import Tableau
 
 Controlled = Tableau | RosenbrockTableau
-WORDS = "p pre y tape times asked outputs slopes new error numbers counts".split()
-"""The block of arguments of ``explore``: pointers."""
+WORDS = "p pre y tape times asked outputs slopes new error numbers counts moved first".split()
+"""The block of arguments of ``explore``: pointers. A ``length`` below zero is to be found."""
 NUMBERS = (
     "t stop length before earlier just_rejected sign power power_before power_earlier power_rejected "
     "safety smallest largest min_step max_step rtol atol resolution"
@@ -45,7 +45,7 @@ def trial(
     """The new state, its error and the slopes of a step."""
     head = (
         "define internal void @trial(ptr noalias %y, ptr noalias %slopes, ptr noalias %new, ptr noalias %error, "
-        "ptr noalias %p, ptr noalias %pre, double %start, double %stop)"
+        "ptr noalias %p, ptr noalias %pre, double %start, double %stop) noinline"
     )
     assert formulas.trial is not None
     code = Code(head, form.width, helpers)
@@ -112,6 +112,9 @@ def explore(tableau: Controlled, form: Form, helpers: set[tuple[str, str]], agai
         return code.let(f"select i1 {condition}, double {a}, double {b}")
 
     code.line(f"call void @prelude(ptr {have['p']}, ptr {have['pre']})")
+    if isinstance(tableau, Tableau):
+        with code.when(floats("fcmp olt", get("length"), "0.0")):
+            put("length", _first_length(code, have, form, get, call))
     with code.while_zero(places["status"]):
         t, stop, length, sign, steps = get("t"), get("stop"), get("length"), get("sign"), get("steps")
         scale = most(call("fabs", t), get("resolution"))
@@ -201,24 +204,98 @@ def take_seeds(code: Code, tableau: Controlled, form: Form, times: tuple[str, st
             code.store(total, g, place, kind, True)
 
 
-def _ratio(code: Code, have: dict[str, str], form: Form, get: Callable[[str], str], call: Callable[..., str]) -> str:
+Get = Callable[[str], str]
+
+
+def _ratio(code: Code, have: dict[str, str], form: Form, get: Get, call: Callable[..., str]) -> str:
     """The root mean square of error / (atol + rtol max(|y|, |new|))."""
+
+    def scaled(i: str) -> str:
+        larger = call(
+            "maximum", call("fabs", _wide(code, have["y"], i, form)), call("fabs", _wide(code, have["new"], i, form))
+        )
+        return code.let(
+            f"fdiv double {call('fabs', _wide(code, have['error'], i, form))}, {_allowed(code, larger, get)}"
+        )
+
+    return _root_mean_square(code, form, scaled, call)
+
+
+def _wide(code: Code, place: str, i: str, form: Form) -> str:
+    """A number of the state as a double."""
+    x = code.load(place, i, form.kind, True)
+    return x if form.kind == "f64" else code.let(f"fpext float {x} to double")
+
+
+def _allowed(code: Code, size: str, get: Get) -> str:
+    relative = code.let(f"fmul double {get('rtol')}, {size}")
+    return code.let(f"fadd double {get('atol')}, {relative}")
+
+
+def _root_mean_square(code: Code, form: Form, term: Get, call: Callable[..., str]) -> str:
     total = code.place("double", "0.0")
-
-    def size(name: str, i: str) -> str:
-        x = code.load(have[name], i, form.kind, True)
-        return call("fabs", x if form.kind == "f64" else code.let(f"fpext float {x} to double"))
-
     with code.loop(0, form.leaves) as i:
-        larger = call("maximum", size("y", i), size("new", i))
-        relative = code.let(f"fmul double {get('rtol')}, {larger}")
-        allowed = code.let(f"fadd double {get('atol')}, {relative}")
-        scaled = code.let(f"fdiv double {size('error', i)}, {allowed}")
+        scaled = term(i)
         sum_so_far = code.let(f"load double, ptr {total}")
         square = code.let(f"fmul double {scaled}, {scaled}")
         code.line(f"store double {code.let(f'fadd double {sum_so_far}, {square}')}, ptr {total}")
     mean = code.let(f"fdiv double {code.let(f'load double, ptr {total}')}, {double(float(form.leaves))}")
     return call("sqrt", mean)
+
+
+def _first_length(code: Code, have: dict[str, str], form: Form, get: Get, call: Callable[..., str]) -> str:
+    """The length of a first step to try, as :meth:`ExplicitProgram.begin` has it; it needs two slopes."""
+    kind, t = form.kind, get("t")
+
+    def floats(op: str, *values: str) -> str:
+        return code.let(f"{op} double {', '.join(values)}")
+
+    def either(condition: str, a: str, b: str) -> str:
+        return code.let(f"select i1 {condition}, double {a}, double {b}")
+
+    def slope(y: str, at: str) -> None:
+        code.line(
+            f"call void @trial(ptr {y}, ptr {have['slopes']}, ptr {have['new']}, ptr {have['error']}, "
+            f"ptr {have['p']}, ptr {have['pre']}, double {at}, double {at})"
+        )
+
+    def size_of(value: Get) -> str:
+        def scaled(i: str) -> str:
+            allowed = _allowed(code, call("fabs", _wide(code, have["y"], i, form)), get)
+            return floats("fdiv", value(i), allowed)
+
+        return _root_mean_square(code, form, scaled, call)
+
+    slope(have["y"], t)
+    with code.loop(0, form.leaves) as i:
+        code.store(code.load(have["slopes"], i, kind, True), have["first"], i, kind, True)
+    size = size_of(lambda i: _wide(code, have["y"], i, form))
+    speed = size_of(lambda i: _wide(code, have["first"], i, form))
+    span = call("fabs", floats("fsub", get("stop"), t))
+    small = code.let(f"or i1 {floats('fcmp olt', size, double(1e-5))}, {floats('fcmp olt', speed, double(1e-5))}")
+    guess = either(small, double(1e-6), floats("fdiv", floats("fmul", double(0.01), size), speed))
+    guess = call("minnum", guess, span)
+    shift = floats("fmul", get("sign"), guess)
+    scale = as_kind(code, shift, kind)
+    with code.loop(0, form.leaves) as i:
+        number = code.type(kind, True)
+        change = code.let(f"fmul {number} {scale}, {code.load(have['first'], i, kind, True)}")
+        moved = code.let(f"fadd {number} {code.load(have['y'], i, kind, True)}, {change}")
+        code.store(moved, have["moved"], i, kind, True)
+    slope(have["moved"], floats("fadd", t, shift))
+
+    def bent(i: str) -> str:
+        return floats("fsub", _wide(code, have["slopes"], i, form), _wide(code, have["first"], i, form))
+
+    most = call("maxnum", speed, floats("fdiv", size_of(bent), guess))
+    power = floats("fmul", "-1.0", get("power_rejected"))
+    still = call("maxnum", double(1e-6), floats("fmul", guess, double(1e-3)))
+    wanted = either(
+        floats("fcmp ole", most, double(1e-15)), still, call("pow", floats("fdiv", double(0.01), most), power)
+    )
+    chosen = call("minnum", floats("fmul", double(100.0), guess), call("minnum", wanted, span))
+    chosen = either(floats("fcmp ogt", chosen, "0.0"), chosen, call("minnum", double(1e-6), span))
+    return call("minnum", chosen, get("max_step"))
 
 
 def _show(
@@ -227,7 +304,7 @@ def _show(
     have: dict[str, str],
     form: Form,
     step: tuple[str, str, str],
-    get: Callable[[str], str],
+    get: Get,
     put: Callable[[str, str | int], None],
 ) -> None:
     """Values at the asked times inside of a step, the very last one left out: that is a state."""

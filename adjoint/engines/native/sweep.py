@@ -178,7 +178,13 @@ class NativeSweep:
         lam = lam.clone() if of_state else lam
         sums, layout = kernel.sums(), kernel.layout
         ends = torch.zeros(self.steps + 1 if kernel.times else 1, layout.width, dtype=torch.float64)
-        more = {"rows": rowed.backward, "row_count": rowed.backward.shape[0], "cotangents": seeds, "lam": lam, "ends": ends}
+        more = {
+            "rows": rowed.backward,
+            "row_count": rowed.backward.shape[0],
+            "cotangents": seeds,
+            "lam": lam,
+            "ends": ends,
+        }
         if self._explored is not None:
             more["g"] = torch.empty((program.tableau.stages + 1) * layout.numbers, dtype=layout.dtype)
         kernel.call({**words, **more, **sums})
