@@ -342,7 +342,8 @@ def _go_on(
 
 
 class Known:
-    """A stepper for which the first steps are known: it gives their ends, where these are still wanted."""
+    """A stepper for which the first steps are known: it gives their ends, where these are still wanted; others are not looked
+    at, and the state before stands for them."""
 
     def __init__(self, stepper: AutogradStepper, states: dict[int, State], until: int) -> None:
         self.stepper, self.states, self.until = stepper, states, until
@@ -351,7 +352,7 @@ class Known:
         return getattr(self.stepper, name)
 
     def advance(self, state: State, start: int, stop: int) -> State:
-        return self.states.pop(stop) if stop <= self.until else self.stepper.advance(state, start, stop)
+        return self.states.pop(stop, state) if stop <= self.until else self.stepper.advance(state, start, stop)
 
 
 @dataclass(frozen=True)

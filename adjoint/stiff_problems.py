@@ -125,11 +125,11 @@ def _pollution(_: int) -> Case:
             made[i, j] -= 1
         for j in products:
             made[i, j] += 1
-    partners = torch.tensor([(*used, 20)[:2] for used, _ in pollution_reactions()])  # the last index: none
+    first, second = torch.tensor([(*used, 20)[:2] for used, _ in pollution_reactions()]).T  # the last index: none
 
     def f(t: Tensor, y: Tensor, rates: Tensor) -> Tensor:
         with_one = torch.cat((y, torch.ones_like(y[..., :1])), -1)
-        return (rates * with_one[..., partners].prod(-1)) @ made.to(y)
+        return (rates * with_one[..., first] * with_one[..., second]) @ made.to(y)
 
     y0 = torch.zeros(20, dtype=D)
     for species, amount in POLLUTION_FIRST.items():

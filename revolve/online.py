@@ -59,14 +59,13 @@ class Online:
 
     def going_on(self, start: int) -> Iterator[Action]:
         """A sweep to an unknown end whose first ``start`` steps have been run already, from the states it would hold."""
-        at = 0
-        for step in self.kept(start + 1):
-            if step > at:
-                yield Advance(at, step)
-                at = step
-            yield Save(step)
-        if start > at:
-            yield Advance(at, start)
+        kept = set(self.kept(start + 1))
+        for step in range(start):
+            if step in kept:
+                yield Save(step)
+            yield Advance(step, step + 1)
+        if start in kept:
+            yield Save(start)
         yield from self._unknown(start)
 
     def _unknown(self, start: int = 0) -> Iterator[Action]:

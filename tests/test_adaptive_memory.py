@@ -11,6 +11,7 @@ from adjoint_cases import ADAPTIVE, assert_same_bits, leaf, loss_of, numbers
 from torch import Tensor
 
 from adjoint import Solution, odeint_dense, solve
+from adjoint.memories import Memories
 from revolve import Drop, Online, Save
 
 CPU = torch.device("cpu")
@@ -52,6 +53,22 @@ def test_beyond_the_tapes_that_fit_states_are_placed_in_the_same_sweep(method: s
         assert stats.recorded_runs == recorded + steps
         assert stats.plain_runs == found.report.plain_runs + 1 - recorded
         assert stats.tier_bytes[0] <= found.slots * plan.state_bytes
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_more_steps_may_be_recorded_than_there_are_slots_to_go_on_with(
+    slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    how: dict[str, Any] = {"method": "tsit5", "rtol": 1e-6, "atol": 1e-7}
+    everything = world.solved(slots="all", **how)
+    expected = world.gradients(everything.ys)
+    plan = everything.plan
+    assert plan is not None and everything.stats.steps > 10
+    monkeypatch.setattr(Memories, "online_within", lambda self, steps: Online(slots))
+    solution = world.solved(budget=plan.working_bytes + 8 * plan.tape_bytes, **how)
+    assert_same_bits([solution.ys], [everything.ys])
+    assert_same_bits(world.gradients(solution.ys), expected)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 7])

@@ -12,6 +12,8 @@ import json
 import sys
 import time
 
+import numpy as np
+
 from benchmarks.stiff.problems import PROBLEMS
 
 PATIENCE = 6.0
@@ -30,7 +32,9 @@ def measured(problem: str, module: str, function: str, members: int) -> dict[str
         if len(times) == 1:
             first = time.process_time() - start
     of_y0, of_p = (x[0].tolist() for x in found)
-    return {"first": first, "seconds": min(times), "y0": of_y0, "p": of_p, "steps": getattr(run, "steps", None)}
+    failed = int(np.isnan(found[1]).any(1).sum())
+    told = {"y0": of_y0, "p": of_p, "failed": failed, "steps": getattr(run, "steps", None)}
+    return {"first": first, "seconds": min(times), **told}
 
 
 def main(problem: str, module: str, *work: str) -> None:

@@ -57,10 +57,10 @@ def apart(problem: Stiff, members: int) -> Gradient:
 
 def native(problem: Stiff, members: int) -> Gradient:
     """Refused where the engine would fall back."""
-    run = _gradient(problem, members, method="kvaerno5", engine="native")
+    run = _gradient(problem, members, method="rodas5p", engine="native")
     y0, p = prepared(problem, members)
     said = adjoint.solve(
-        problem.case.f, y0, [0.0, 1e-6], args=arguments(problem, p), method="kvaerno5", engine="native"
+        problem.case.f, y0, [0.0, 1e-6], args=arguments(problem, p), method="rodas5p", engine="native"
     ).engine
     if not said.startswith("native"):
         raise NotImplementedError(said)

@@ -25,9 +25,17 @@ def cvodes(problem: Stiff, members: int) -> Any:
     slopes = [casadi.gradient(loss, x) / problem.seed for x in (y0, rates)]
     gradient = casadi.Function("gradient", [y0, rates], slopes)
 
-    def run() -> tuple[Array, Array]:
-        found = [gradient(a, b) for a, b in zip(all_y0, all_p, strict=True)]
-        of_y0, of_p = (np.array([np.asarray(pair[i]).ravel() for pair in found]) for i in (0, 1))
+    def one(a: Array, b: Array) -> tuple[Array, Array]:
+        try:
+            of_y0, of_p = (np.asarray(x).ravel() for x in gradient(a, b))
+        except RuntimeError:
+            if members == 1:
+                raise
+            return np.full(n, np.nan), np.full(m, np.nan)
         return of_y0, of_p
+
+    def run() -> tuple[Array, Array]:
+        of_y0, of_p = zip(*(one(a, b) for a, b in zip(all_y0, all_p, strict=True)), strict=True)
+        return np.array(of_y0), np.array(of_p)
 
     return run

@@ -42,7 +42,7 @@ class Contender(NamedTuple):
 CONTENDERS = (
     Contender("**adjoint**, kvaerno5", "in_adjoint", "kvaerno5", "together"),
     Contender("**adjoint**, kvaerno5, `batched=True`", "in_adjoint", None, "apart"),
-    Contender('**adjoint**, kvaerno5, `engine="native"`', "in_adjoint", "native", None),
+    Contender('**adjoint**, rodas5p, `engine="native"`', "in_adjoint", "native", None),
     Contender("CVODES by casadi", "in_casadi", "cvodes", "cvodes"),
     Contender("diffrax, Kvaerno5", "in_diffrax", "kvaerno5", "kvaerno5"),
 )
@@ -95,13 +95,14 @@ def error(problem: Stiff, found: dict[str, Any]) -> float:
 def row(problem: Stiff, contender: Contender) -> tuple[str, ...]:
     one, many = measured(problem, contender)
     print(problem.name, contender.label, *({**x, "y0": 0, "p": 0} for x in (one, many)), file=sys.stderr, flush=True)
-    cells = [one["error"], "", ""]
+    cells = [one.get("error", ""), "", ""]
     if "error" not in one:
         cells = [_time(one["seconds"]), f"{error(problem, one):.0e}", _time(one["first"])]
     if "error" in many:
         return contender.label, *cells, many["error"], "", ""
     share = "" if "error" in one else f"1/{one['seconds'] * MEMBERS / many['seconds']:.3g}"
-    return contender.label, *cells, _time(many["seconds"]), f"{error(problem, many):.0e}", share
+    lost = f", {many['failed']} fail" if many["failed"] else ""
+    return contender.label, *cells, f"{_time(many['seconds'])}{lost}", f"{error(problem, many):.0e}", share
 
 
 def _time(seconds: float) -> str:
