@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.bdf import DifferentiationFormulas
 from adjoint.events import At, Event, Occurrences
 from adjoint.methods import Method, untimed_program_of
 from adjoint.problem import Gradient, Outcome, Problem
 from adjoint.steppers.adams import Adams
+from adjoint.steppers.bdf import refuse_moving
 from adjoint.steppers.eventful import EventfulProgram, Log
 from adjoint.steppers.explicit import Control
 from adjoint.steppers.symplectic import Splitting
@@ -42,10 +44,23 @@ def check_events(events: Any, method: Any, t: Tensor, refused: dict[str, bool]) 
     ):
         if isinstance(method, kind):
             raise ValueError(f"method={method.name!r} {why}; give 'rk4', 'tsit5' or 'radau5'")
+    if isinstance(getattr(method, "tableau", None), DifferentiationFormulas) and torch.is_grad_enabled():
+        _check_restarts(events, t)
     if len(t) < 2:
         raise ValueError("events happen between two times, and t has one; give the time to which to solve")
     _check_known(events, t)
     return tuple(events)
+
+
+def _check_restarts(events: Events, t: Tensor) -> None:
+    """Raise ValueError if BDF would begin again at a time that moves."""
+    if t.requires_grad:
+        refuse_moving("t requires grad")
+    for i, event in enumerate(events):
+        if isinstance(event, Event) and event.acts and event.terminal not in (True, 1):
+            refuse_moving(f"events[{i}] happens where the solution says")
+        if isinstance(event, At) and isinstance(event.times, Tensor) and event.times.requires_grad:
+            refuse_moving(f"events[{i}].times requires grad")
 
 
 def _check_known(events: Events, t: Tensor) -> None:

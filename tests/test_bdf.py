@@ -89,22 +89,29 @@ def test_coefficients_make_polynomials_exact() -> None:
 
 
 def everything(memory: dict[str, Any], **how: Any) -> list[Tensor]:
-    """Of a solve with outputs between steps, doses, an event, times that move, and a state of a real and a complex leaf."""
+    """Of a solve with outputs between steps, doses, an event that ends it, and a state of a real and a complex leaf."""
     y0 = (number([1.0, 0.5]), torch.tensor([1.0 + 0.5j], dtype=torch.complex128, requires_grad=True))
-    k, dose, when, t = number(30.0), number(0.7), number([0.11]), number([0.0, 0.07, 0.2, 0.4])
+    k, dose, t = number(30.0), number(0.7), [0.0, 0.07, 0.2, 0.4, 1.0]
 
     def f(t: Tensor, y: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         x, z = y
         return torch.stack((-k * (x[0] - torch.cos(3 * t)), x[0] - x[1] ** 2)), 1j * k * z / 10 - z * x[0]
 
     events = [
-        At(when, lambda t, y: (y[0] + dose * t, y[1])),
-        Event(lambda t, y: y[1].real.sum() - 0.5, lambda t, y: (y[0], y[1] + 0.5 + 0.1 * y[0].sum()), direction=-1),
+        At([0.11], lambda t, y: (y[0] + dose * t, y[1])),
+        Event(lambda t, y: y[1].real.sum() - 0.5),
+        Event(lambda t, y: y[1].real.sum() - 0.2 * dose, lambda t, y: (y[0], y[1] + 0.1 * y[0].sum()), terminal=True),
     ]
     s = adjoint.solve(f, y0, t, method=BDF(), rtol=1e-4, atol=1e-5, events=events, **memory, **how)
-    assert len(s.events[1]) >= 1 and s.stats.steps > 15
-    loss = s.ys[0].square().sum() + s.ys[1].abs().square().sum() + s.events[1].ts.sin().sum()
-    return list(torch.autograd.grad(loss, [*y0, k, dose, when, t]))
+    assert len(s.events[1]) == len(s.events[2]) == 1 and s.status == "event" and s.stats.steps > 15
+    loss = (
+        s.ys[0].square().sum()
+        + s.ys[1].abs().square().sum()
+        + s.events[1].ts.sin().sum()
+        + s.events[2].ts.sin().sum()
+        + s.events[2].after[0].sum()
+    )
+    return list(torch.autograd.grad(loss, [*y0, k, dose]))
 
 
 def test_no_schedule_changes_a_bit_and_all_gradients_are_one() -> None:
@@ -133,15 +140,34 @@ def test_the_gradient_is_that_of_the_frozen_steps_and_orders(problem: str) -> No
     assert orders >= {1, 2, 3, 4}
 
 
-def test_moving_times_have_the_derivative_of_the_solution() -> None:
-    t, y0 = number([0.2, 0.9, 1.5]), number([1.0])
-    ys = adjoint.solve(lambda t, y: -5 * t * y, y0, t, method=BDF(), rtol=1e-8, atol=1e-11).ys
-    expected = y0 * torch.exp(-2.5 * (t**2 - t[0] ** 2))[:, None]
-    torch.testing.assert_close(ys, expected, rtol=1e-6, atol=1e-7)
-    for j in (1, 2):
-        found = torch.autograd.grad(ys[j, 0], (y0, t), retain_graph=True)
-        for a, b in zip(found, torch.autograd.grad(expected[j, 0], (y0, t), retain_graph=True), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+def test_doses_at_known_times_and_events_that_end_the_solve_have_closed_forms() -> None:
+    """y' = -k y with a dose d at t=0.5, until y = w: at (log(e^(k/2) d + 1) - log w) / k."""
+    k, d, w = number(0.6), number(0.7), number(0.3)
+    events = [At([0.5], lambda t, y: y + d), Event(lambda t, y: y[0] - w, terminal=True)]
+    y0 = torch.ones(1, dtype=D)
+    s = adjoint.solve(lambda t, y: -k * y, y0, [0.0, 9.0], method=BDF(), events=events, rtol=1e-8, atol=1e-11)
+    expected = (torch.log(1 + d * torch.exp(k / 2)) - torch.log(w)) / k
+    torch.testing.assert_close(s.events[1].ts[0], expected, rtol=1e-6, atol=0.0)
+    found = torch.autograd.grad(s.events[1].ts[0], (k, d, w))
+    for a, b in zip(found, torch.autograd.grad(expected, (k, d, w)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=0.0)
+
+
+def test_times_at_which_it_would_begin_again_do_not_move() -> None:
+    y0, f = torch.ones(2, dtype=D), lambda t, y: -y
+    again = Event(lambda t, y: y[0] - 0.5, lambda t, y: y + 1)
+    wrong: list[tuple[Any, Any, str]] = [
+        (number([0.0, 1.0]), (), "t requires grad, and BDF begins with order 1"),
+        (number([0.0, 1.0]), [At([0.5])], "t requires grad"),
+        ([0.0, 1.0], [At(number([0.5]))], r"events\[0\].times requires grad"),
+        ([0.0, 1.0], [again], r"events\[0\] happens where the solution says"),
+    ]
+    for t, events, said in wrong:
+        with pytest.raises(ValueError, match=said):
+            adjoint.solve(f, y0, t, method=BDF(), events=events)
+    with torch.no_grad():
+        s = adjoint.solve(f, y0, [0.0, 1.0], method=BDF(), events=[again], rtol=1e-8, atol=1e-10)
+    assert s.events[0].ts.tolist() == pytest.approx([math.log(2)])
 
 
 def test_a_regular_mass_matrix_pairs_and_precision() -> None:

@@ -46,11 +46,21 @@ class Orders:
         return Orders([*noted.taken], noted.next, noted.alike)
 
 
+def refuse_moving(what: str) -> None:
+    """Raise ValueError: the first steps are of order 1, and short; what a change of their length does is far from exact."""
+    raise ValueError(
+        f"{what}, and BDF begins with order 1 there: the derivative in that time would converge as the root of rtol only. "
+        f"Give 'radau5' or 'kvaerno5', or solve under torch.no_grad()"
+    )
+
+
 class BdfProgram(ImplicitProgram):
     """The steps of a BDF solve. Behind y and the Jacobian's place a state has D_1 .. D_7 and the length of the last step."""
 
     def __init__(self, how: Implicit, t: Tensor, structure: Structure, like: State, control: Control) -> None:
         super().__init__(how, t, structure, like, control)
+        if t.requires_grad and torch.is_grad_enabled():
+            refuse_moving("t requires grad")
         self.orders = replayed(Orders())
         self.initial = None
 
