@@ -8,7 +8,19 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import batched, compared, eager, engines, memory, online, plans, stiff_accuracy, undone
+from benchmarks import (
+    attention,
+    batched,
+    compared,
+    eager,
+    engines,
+    memory,
+    online,
+    plans,
+    stiff_accuracy,
+    techniques,
+    undone,
+)
 from benchmarks.measure import Section, machine
 from benchmarks.networks import report as networks
 from benchmarks.peers import report as peers
@@ -32,6 +44,8 @@ SECTIONS = {
     "online": online_run,
     "peers": peers.run,
     "networks": networks.run,
+    "attention": attention.run,
+    "techniques": techniques.run,
     "sequences": sequences.run,
     "undone": undone.run,
     "compared": compared.run,

@@ -1,17 +1,20 @@
-"""Two processes on one machine (gloo): what data-parallel and sharded training make of networks that are run again."""
+"""Two processes on one machine (gloo): data-parallel, sharded and pipelined training of networks that are run again."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
 import adjoint
+from revolve import BudgetError
 
 
 def network() -> nn.Sequential:
@@ -58,6 +61,31 @@ def _sharded(model: nn.Sequential, x: Tensor, memory: dict[str, int]) -> Tensor:
         model.forward = forward  # type: ignore[method-assign]
 
 
+def piped(memory: dict[str, Any] | None, kind: type[ScheduleGPipe] | type[Schedule1F1B]) -> list[Tensor]:
+    """The gradients of this process's half of a network, four parts of a batch in a pipeline; and what was drawn."""
+    rank = dist.get_rank()
+    half = network()[2 * rank : 2 * rank + 2]
+    blocks = [block for part in half for block in part]
+    if memory is not None and "budget" in memory:  # the smallest that works for one part of the batch
+        try:
+            adjoint.checkpointed(blocks, budget=0).measure(torch.randn(4, 8, requires_grad=rank > 0))
+        except BudgetError as error:
+            memory = {"budget": error.smallest}
+    run = half if memory is None else adjoint.checkpointed(blocks, **memory)
+    stage = PipelineStage(run, rank, 2, torch.device("cpu"))
+    schedule = kind(stage, 4, loss_fn=lambda y, target: (y - target).square().mean())
+    torch.manual_seed(3)
+    x, target = torch.randn(16, 8), torch.randn(16, 8)
+    torch.manual_seed(4 + rank)
+    if rank == 0:
+        schedule.step(x)
+    else:
+        schedule.step(target=target)
+    if memory is not None and "budget" in memory:
+        assert run.plan.bytes <= memory["budget"] and sum(run.runs().values()) > len(blocks)
+    return [*(p.grad for p in half.parameters()), torch.rand(2)]
+
+
 def main(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2, store=dist.FileStore(str(Path(folder) / "store"), 2))
@@ -65,6 +93,11 @@ def main(rank: int, folder: str) -> None:
         plain = trained(kind, None)
         for memory in ({"slots": 1}, {"slots": 2}, {"every": 2}):
             found = trained(kind, memory)
+            assert all(torch.equal(x, y) for x, y in zip(found, plain, strict=True)), f"{kind}, {memory}"
+    for kind in (ScheduleGPipe, Schedule1F1B):
+        plain = piped(None, kind)
+        for memory in ({"slots": 1}, {"budget": 0}, {"tapes": adjoint.Selective()}):
+            found = piped(memory, kind)
             assert all(torch.equal(x, y) for x, y in zip(found, plain, strict=True)), f"{kind}, {memory}"
     dist.destroy_process_group()
     print("equal")

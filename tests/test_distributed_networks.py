@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "distributed_networks.py"
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch without gloo")
 def test_two_processes_train_as_plain_torch_does(tmp_path: Path) -> None:
-    """Data-parallel, and with sharded parameters and optimizer; hooks fire once for each backward pass."""
+    """Data-parallel, with sharded parameters and optimizer, and as stages of a pipeline; hooks fire once a backward pass."""
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(SCRIPT.parents[1]), *sys.path])),
