@@ -11,6 +11,7 @@ from torch import nn
 from adjoint.chain import (
     Memory,
     Wires,
+    measured,
     passage_of,
     plainly,
     plan_of,
@@ -22,7 +23,7 @@ from adjoint.chain import (
 from adjoint.passage import Passage, Wiring
 from adjoint.put_away import Tapes
 from adjoint.tiers import Kind
-from adjoint.weights import Weighed, weigh
+from adjoint.weights import Weighed
 from revolve import Network, Plan, Schedule, format_bytes
 
 
@@ -65,7 +66,7 @@ class Checkpointed(nn.Module):
     def _measured(self, named: dict[str, Any]) -> tuple[Weighed, Plan]:
         kind = signature(self._wiring, named)
         if kind not in self._plans:
-            weighed = weigh(self._wiring, named, self._memory.tapes if self._memory.budget is not None else ())
+            weighed = measured(self._wiring, named, self._memory.tapes if self._memory.budget is not None else ())
             self._plans[kind] = weighed, plan_of(weighed, self._memory)
         self._weighed = self._plans[kind][0]
         return self._plans[kind]

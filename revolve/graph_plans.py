@@ -56,7 +56,24 @@ def plan_graph(nodes: Iterable[Node] | Network, budget: int | str, outputs: Sequ
 
 
 def _small(network: Network, everything: Plan) -> list[Plan]:
-    """Plans of little memory, the same whatever the budget is: the least of them is the least that works."""
+    """Plans of little memory, the same whatever the budget and the costs are: the least of them is the least that works.
+
+    Costs are measured, and another time they are others; what is said to work has to work then.
+    """
+    return [network.plan(plan.schedule, ways=dict(_named(plan))) for plan in _small_ones(_even(network), everything)]
+
+
+def _even(network: Network) -> Network:
+    """The same network with every run as dear as any other."""
+    nodes = (n._replace(cost=1.0, ways=tuple(w._replace(cost=1.0) for w in n.ways)) for n in network.nodes)
+    return Network(nodes, network.outputs)
+
+
+def _named(plan: Plan) -> Iterator[tuple[int, str]]:
+    return ((k, name) for k, name in enumerate(plan.ways) if name is not None)
+
+
+def _small_ones(network: Network, everything: Plan) -> list[Plan]:
     ways = [network.others(k) for k in range(len(network.nodes))]
     least = least_with(network.chain(0), ways) + network.noted
     plans, before = [everything, *_proposed(network, [int(least * share) for share in LITTLE])], 0

@@ -195,7 +195,7 @@ def run(device: str) -> Section:
     return Section(
         "Networks",
         "Real architectures with random weights, in training mode, dropout included; one thread, float32; times are the "
-        "processor's, of one gradient, and good to about a tenth. To install the packages: "
+        "processor's, of one gradient, beside other work, and good to about a fifth. To install the packages: "
         "`pip install -r benchmarks/networks.txt`; it takes a quarter of an hour.",
         parts=parts,
     )
