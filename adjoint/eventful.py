@@ -35,7 +35,8 @@ def check_events(events: Any, method: Any, t: Tensor, refused: dict[str, bool]) 
             raise TypeError(f"events[{i}]={event!r} is neither an Event nor an At; write Event(function, ..)")
     for name, asked in refused.items():
         if asked:
-            raise ValueError(f"events= and {name} cannot be had together yet; leave one of them out")
+            out = "solve the members one after the other" if name == "batched=True" else "leave one of them out"
+            raise ValueError(f"events= and {name} cannot be had together yet; {out}")
     if mapped():
         raise NotImplementedError("members of a vmap have events at different times; solve them one after the other")
     for kind, why in (
