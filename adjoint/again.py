@@ -19,6 +19,7 @@ from torch import Tensor
 from adjoint.autograd import Ambient
 from adjoint.captured import check_versions
 from adjoint.discrete import Native, linearised_chain, prepare
+from adjoint.engines.native.adaptive import begin
 from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.pattern import NoPattern, Pattern
 from adjoint.engines.native.sweep import NativeSweep
@@ -131,7 +132,7 @@ class Known:
         sweep = NativeSweep(self.kernel, program, state, tensors, runs, watch, linearised, self.fixed)
         plan = self.plan
         if isinstance(program.timeline, AdaptiveTimeline):
-            program.begin_compiled()
+            begin(program, root, state)
             if not sweep.explore(self._most(plan)):
                 return None
             plan = None if plan is None else self._planned(plan, program.timeline.steps, sweep.recorded)

@@ -158,6 +158,21 @@ def test_no_bit_depends_on_what_is_kept() -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)), how
 
 
+def test_a_solve_that_is_known_gives_the_same_and_counts_anew() -> None:
+    t = [0.0, 1.0]
+    first, wanted = gradient(t)
+    matrices = first.stats.jacobians
+    assert matrices == 2 * first.stats.steps + first.stats.rejected == first.stats.factorisations
+    for _ in range(2):
+        again, found = gradient(t)
+        assert "known already" in again.engine and again.stats.jacobians == matrices
+        assert torch.equal(first.ys, again.ys) and all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    assert first.stats.jacobians == matrices
+    other, moved = gradient(t, method="rodas4")
+    assert "compiled" in other.engine or "disk" in other.engine
+    assert not torch.equal(other.ys, first.ys) and not torch.equal(moved[1], wanted[1])
+
+
 def random_gradient(seeds: range, method: str, engine: str, nudge: float = 0.0) -> tuple[str, list[Tensor | None]]:
     """Values and gradients of many random right-hand sides, side by side in one state."""
     parts = [slope(seed) for seed in seeds]

@@ -77,6 +77,10 @@ class ImplicitProgram(ExplicitProgram):
         other.on_trial, other.work, other.memory = True, Work(), Memory(0)  # f must not seem to keep tensors
         return other
 
+    def begin_anew(self) -> None:
+        super().begin_anew()
+        self.work, self.memory, self.broken = Work(), Memory(), None
+
     def begin(self, function: Any, state: State) -> None:
         super().begin(function, state[: self.leaves])
 

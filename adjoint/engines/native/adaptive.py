@@ -12,6 +12,7 @@ from torch import Tensor
 from adjoint.engines.native.explore import COUNTS, DONE, GOING, NO_ROOM, NUMBERS, WORDS
 from adjoint.engines.native.kernel import Kernel
 from adjoint.steppers.explicit import ExplicitProgram
+from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.tensors import State
 from adjoint.timeline import AdaptiveTimeline
 
@@ -82,6 +83,7 @@ def explored(
         times = np.concatenate((times, np.empty(room - len(times))))
     steps, rejected = counts["steps"], counts["rejected"]
     program.evaluations += program.tableau.stages * (steps + rejected)
+    note_systems(program, steps + rejected)
     if counts["status"] != DONE:
         return None
     outputs[:, -1:] = state
@@ -90,6 +92,13 @@ def explored(
     accepted = {"rejected": rejected, "_length": length, "_previous": previous, "_times": times[: steps + 1]}
     timeline.restore({**accepted, "_just_rejected": False})
     return Explored(outputs, state, times[: steps + 1], tape if counts["recording"] else None)
+
+
+def note_systems(program: ExplicitProgram, steps: int) -> None:
+    """Count the matrices of so many steps, one each."""
+    if isinstance(program, RosenbrockProgram):
+        program.work.jacobians += steps
+        program.work.factorisations += steps
 
 
 def _settings(program: ExplicitProgram, timeline: AdaptiveTimeline) -> dict[str, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.captured import Captured
-from adjoint.engines.native.adaptive import Explored, explored
+from adjoint.engines.native.adaptive import Explored, explored, note_systems
 from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.rows import plain_rows, rows_of
 from adjoint.join import TwiceDifferentiable
@@ -191,6 +191,7 @@ class NativeSweep:
         for name in ("slots", "tape"):
             words.pop(name)
         self._count(*rowed.runs[1])
+        note_systems(program, rowed.runs[1][0] + self.steps)
         first = layout.unpacked(lam + seeds[:, :1])
         program.begin_reverse()
         if kernel.times:
