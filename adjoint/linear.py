@@ -20,7 +20,8 @@ from torch import Tensor
 ROWS = 8
 """Up to so many rows of a Jacobian are made one by one; more of them at once, where torch can do that."""
 
-Weights = tuple[tuple[float, ...], ...]
+Weights = tuple[tuple[float | Tensor, ...], ...]
+"""Numbers, or tensors with one for each member."""
 
 
 class Factored(Protocol):
@@ -84,16 +85,24 @@ class Dense:
         return found
 
     def factored(self, jacobians: Sequence[Tensor], weights: Weights, mass: Tensor | None) -> DenseFactors:
+        return factors_of(self.matrix(jacobians, weights, mass), len(weights))
+
+    def matrix(self, jacobians: Sequence[Tensor], weights: Weights, mass: Tensor | None) -> Tensor:
+        """Of all stages together."""
         first, stages = jacobians[0], len(weights)
         size = first.shape[-1]
         eye = torch.eye(size, dtype=first.dtype, device=first.device) if mass is None else mass.to(first)
         if stages == 1:
-            return DenseFactors(*_lu(eye - weights[0][0] * first), stages)
+            return eye - _times(weights[0][0], first)
         blocks = []
         for i, row in enumerate(weights):
             own = jacobians[i] if len(jacobians) > 1 else first
-            blocks.append(torch.cat([eye * float(i == j) - w * own for j, w in enumerate(row)], -1))
-        return DenseFactors(*_lu(torch.cat(blocks, -2)), stages)
+            blocks.append(torch.cat([eye * float(i == j) - _times(w, own) for j, w in enumerate(row)], -1))
+        return torch.cat(blocks, -2)
+
+
+def _times(w: float | Tensor, jacobian: Tensor) -> Tensor:
+    return w[..., None, None].to(jacobian) * jacobian if isinstance(w, Tensor) else w * jacobian
 
 
 @dataclass(frozen=True)
@@ -138,10 +147,10 @@ def check_product(value: Tensor, at: Tensor, seed: Tensor, made: Tensor, most: T
         raise ValueError(what)
 
 
-def _lu(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def factors_of(matrix: Tensor, stages: int) -> DenseFactors:
     """A singular matrix gives infinities, and so a step that is rejected."""
     lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    return lu, pivots
+    return DenseFactors(lu, pivots, stages)
 
 
 def _units(value: Tensor, size: int) -> list[Tensor]:

@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from adjoint.continuous import Backsolve
+from adjoint.implicit_method import Implicit
 from adjoint.lockstep_timeline import AdaptiveLockstep
 from adjoint.member_times import FixedLockstep, MemberTimes
 from adjoint.problem import Outcome, Problem, Stats
 from adjoint.progress import Progress, progress_ticker
+from adjoint.rosenbrock_tableaus import RosenbrockTableau
 from adjoint.steppers.lockstep import LockstepProgram
 from adjoint.steppers.member_error import MemberTolerance
+from adjoint.steppers.member_implicit import ImplicitLockstep
+from adjoint.steppers.member_rosenbrock import RosenbrockLockstep
 from adjoint.steppers.member_step import spread
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable
@@ -27,6 +31,7 @@ from revolve import Plan
 
 WHY = {
     "max_steps": "allow more steps, loosen rtol/atol, or the problem is stiff",
+    "newton": "Newton's method does not find its stages: give shorter steps by dt=, or a method that controls them",
     "underflow": "the solution may blow up there, or rtol/atol are too tight for the precision",
     "nonfinite": "f or the solution is not finite there: the steps are too long, or f is undefined",
 }
@@ -88,7 +93,7 @@ class Each(NamedTuple):
 class Wishes:
     """How the members are to be solved; numbers may be tensors with one for each member."""
 
-    tableau: Tableau
+    method: Tableau | Implicit
     rtol: float | Tensor
     atol: float | Tensor
     dt: float | Tensor | None
@@ -121,19 +126,22 @@ def solve_members(
     _check_apart(program, function, state)
     steps = program.timeline.steps if program.timeline.done else None
     with progress_ticker(progress, steps) as tick:
-        outcome = how(Problem(program, function, state, steps, **memory, wants_final=True, tick=tick))
+        outcome = how(
+            Problem(program, function, program.begun_from(state), steps, **memory, wants_final=True, tick=tick)
+        )
     done = outcome.stats.program
     assert isinstance(done, LockstepProgram)
     status = _settle(outcome, done)
     stats = _stats(done, status, outcome.stats)
     failure = _failure(done, status, stats)
     if failure is not None and outcome.final is not None:
-        failure.y = structure.unflatten([x.detach() for x in outcome.final])
+        failure.y = structure.unflatten([x.detach() for x in outcome.final[: len(state)]])
     return Each(times, outcome.outputs, tuple(status), stats, outcome.plan, failure)
 
 
 def _program(times: Tensor, asked: MemberTimes, structure: Structure, state: State, wishes: Wishes) -> LockstepProgram:
-    like, tableau = asked.start, wishes.tableau
+    like, method = asked.start, wishes.method
+    tableau: Any = method.tableau if isinstance(method, Implicit) else method
     rtol, atol, dt = (_number(name, getattr(wishes, name), like) for name in ("rtol", "atol", "dt"))
     if tableau.adaptive:
         both = torch.stack([torch.zeros_like(like) + x for x in (rtol, atol) if x is not None])
@@ -151,7 +159,11 @@ def _program(times: Tensor, asked: MemberTimes, structure: Structure, state: Sta
         timeline = AdaptiveLockstep(asked, order, wishes.max_steps, wishes.controller, jumps)
     tolerance = MemberTolerance(rtol, atol, wishes.norm, structure)  # type: ignore[arg-type]
     start = tuple(x.detach().contiguous() for x in state)
-    return LockstepProgram(tableau, times, asked, structure, start, replayed(timeline), tolerance, first, jumps)
+    rest = times, asked, structure, start, replayed(timeline), tolerance, first, jumps
+    if isinstance(method, Implicit):
+        kind = RosenbrockLockstep if isinstance(tableau, RosenbrockTableau) else ImplicitLockstep
+        return kind(method, *rest)
+    return LockstepProgram(tableau, *rest)
 
 
 def _check_state(state: State) -> int:

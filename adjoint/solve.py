@@ -22,6 +22,7 @@ from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
 from adjoint.implicit_method import Implicit, divided
 from adjoint.interpolating import CONTINUOUS
+from adjoint.linear import Dense
 from adjoint.members import MemberStats, Wishes, refuse_moving_jumps, solve_members
 from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
@@ -419,14 +420,18 @@ def steps_of(program: ExplicitProgram) -> int | None:
     return program.timeline.steps if program.timeline.done else None
 
 
-def _for_batches(method: Method, controller: str | Controller, time_dtype: torch.dtype | None) -> Tableau:
+def _for_batches(method: Method, controller: str | Controller, time_dtype: torch.dtype | None) -> Tableau | Implicit:
     """The method, if nothing is asked for that is there for single solves only."""
-    if isinstance(method, Implicit):
+    if isinstance(method, Implicit) and not isinstance(method.linear, Dense):
         raise ValueError(
-            f"method={method.name!r} takes steps that are common to all members: leave batched=True out, and give "
-            f"method=Implicit({method.name!r}, linear=Dense(members=True))"
+            f"linear={type(method.linear).__name__}() solves the systems of one state; with batched=True each member has a "
+            f"dense matrix of its own: leave linear= out"
         )
-    if not isinstance(method, Tableau):
+    if isinstance(method, Implicit) and method.consistent != "check":
+        raise ValueError(
+            f"consistent={method.consistent!r} changes the first state of one solve; with batched=True give consistent ones"
+        )
+    if not isinstance(method, Tableau | Implicit):
         raise ValueError(f"method={method.name!r} solves one state at a time; with batched=True give 'rk4', say")
     if time_dtype is not None:
         raise ValueError(f"time_dtype={time_dtype}: with batched=True f sees the dtype of t; leave it out")

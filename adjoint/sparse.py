@@ -224,7 +224,7 @@ class KrylovSystem:
 
             def about(x: np.ndarray) -> np.ndarray:
                 rows = torch.from_numpy(x.astype(kind)).reshape(b.shape)
-                found = [hook(row, self.weights[i][i], transposed) for i, row in enumerate(rows)]
+                found = [hook(row, float(self.weights[i][i]), transposed) for i, row in enumerate(rows)]
                 return torch.stack(found).detach().reshape(-1).numpy()
 
             inverse = LinearOperator((size, size), matvec=about, dtype=kind)

@@ -293,7 +293,6 @@ def test_events_are_met_by_steps_of_torchdiffeqs_names(name: str) -> None:
         (lambda: run((decay, decay), method="radau5"), "no explicit part"),
         (lambda: run((decay, decay), method="tsit5"), "one part only"),
         (lambda: run((decay,), method="kencarp3"), r"pair of functions \(explicit, implicit\)"),
-        (lambda: run(decay, method="kvaerno5", batched=True), "common to all members"),
         (
             lambda: run(decay, method=Implicit("radau5", mass=torch.eye(3, dtype=D))),
             "mass has 3 rows, and y0 2 numbers",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adjoint.autograd import Step
 from adjoint.implicit_method import EXPLICITLY, IMPLICITLY
-from adjoint.linear import Factored, Weights
+from adjoint.linear import Factored
 from adjoint.memory import aside
 from adjoint.steppers.jacobians import Jacobian
 from adjoint.steppers.newton import Newton, NewtonFailed
@@ -78,7 +78,7 @@ class ImplicitStages(Stages):
     def _betray(self) -> None:
         """A plain run that used what is not known must show it."""
         if self.suspect is not None:
-            self.new = tuple(y + 0 * self.suspect.sum().to(y.dtype) for y in self.new)
+            self.new = tuple(y + torch.nan_to_num(0 * self.suspect).sum().to(y.dtype) for y in self.new)
 
     def error(self) -> State:
         program, tableau = self.program, self.program.how.tableau
@@ -201,7 +201,7 @@ class ImplicitStages(Stages):
     def _found(
         self,
         residual: Callable[[Tensor], Tensor],
-        coefficients: Weights,
+        coefficients: tuple[tuple[float, ...], ...],
         guess: Tensor,
         known: Tensor,
         times: Sequence[Tensor],

@@ -62,6 +62,8 @@ class LockstepProgram:
         jumps: Tensor | None = None,
     ) -> None:
         self.tableau, self.structure, self.asked, self.first = tableau, structure, asked, first
+        self.leaves = len(first)
+        """Those of y; a state may have more behind them."""
         self.timeline, self.tolerance, self.jumps = timeline, tolerance, jumps
         self.outputs = asked.t.shape[1]
         self.inputs: tuple[Tensor, ...] = (t,) if t.requires_grad else ()
@@ -107,9 +109,18 @@ class LockstepProgram:
         pairs = self.timeline.all_inside if isinstance(self.timeline, AdaptiveLockstep) else 0
         return len(self._coefficients.used) * pairs * (bytes_of(self.first) // self.members)
 
+    @property
+    def chain_start(self) -> State:
+        """The first state of the chain."""
+        return self.first
+
+    def begun_from(self, state: State) -> State:
+        """The first state of the chain, from the caller's own."""
+        return (*state, *self.chain_start[self.leaves :])
+
     def begin(self, function: Any, state: State) -> None:
         """Choose everybody's first step of an adaptive solve, unless that is known."""
-        timeline = self.timeline
+        timeline, state = self.timeline, state[: self.leaves]
         if not isinstance(timeline, AdaptiveLockstep) or timeline.done:
             return
         timeline.fail(~finite(state), NONFINITE)
@@ -205,11 +216,15 @@ class LockstepProgram:
     def _attempt(self, function: Any, state: State, k: int, start: Tensor, stop: Tensor, recording: bool) -> MemberStep:
         if self._on_graph is not None and self.inputs:
             start, stop = (self.timeline.moving(i, self._on_graph) for i in (k, k + 1))
-        slope = partial(self.slope, function)
-        step = MemberStep(self._coefficients, slope, state, start, stop, self._t.dtype, self.jumps)
+        step = self.attempt(function, k, state, start, stop, recording)
         if self._on_graph is None and self.inputs and recording:
             step.make_leaves()
         return step
+
+    def attempt(self, function: Any, k: int, state: State, start: Tensor, stop: Tensor, recording: bool) -> MemberStep:
+        """A step to be computed."""
+        slope = partial(self.slope, function)
+        return MemberStep(self._coefficients, slope, state, start, stop, self._t.dtype, self.jumps)
 
     def _finish(self, attempt: MemberStep, k: int, moves: Numbers | None, outputs: bool = True) -> Step:
         """The step as its caller sees it."""
@@ -217,7 +232,9 @@ class LockstepProgram:
         step = attempt.finish(moves, self.timeline.passing(k) if outputs else None, asked)
         landing = self.timeline.landing_on(k) if outputs else None
         if landing is not None:
-            step = step._replace(outputs=(*step.outputs, (landing, self._landed(landing, step.state, moves))))
+            step = step._replace(
+                outputs=(*step.outputs, (landing, self._landed(landing, step.state[: self.leaves], moves)))
+            )
         return self._with_last(step, k, outputs)
 
     def _with_last(self, step: Step, k: int, outputs: bool) -> Step:
@@ -227,7 +244,7 @@ class LockstepProgram:
         index = self.asked.last
         arrived = self.reached() == self.asked.stop if self._deaths is None else self._deaths == NEVER
         moves = None if bool(arrived.all()) else Numbers(arrived)
-        return step._replace(outputs=(*step.outputs, (index, self._landed(index, step.state, moves))))
+        return step._replace(outputs=(*step.outputs, (index, self._landed(index, step.state[: self.leaves], moves))))
 
     def _landed(self, index: int | Pairs, state: State, moves: Numbers | None) -> State:
         """States at the end of a step, of those that were to get there."""
@@ -245,6 +262,7 @@ class LockstepProgram:
         timeline = self.timeline
         assert isinstance(timeline, AdaptiveLockstep)
         first = None if recording else self._reuse(k, state)
+        y = state[: self.leaves]
         while True:
             start, stop = timeline.propose()
             tried = timeline.running
@@ -254,10 +272,11 @@ class LockstepProgram:
             attempt.run(first)
             with torch.no_grad():
                 error, scale = attempt.error()
-                squared = self.tolerance.squared(error, state, attempt.new, scale).to(start)
+                squared = self.tolerance.squared(error, y, attempt.new, scale).to(start)
+                squared = self.penalised(attempt, squared)
                 judged = timeline.judge(stop, attempt.h.detach(), squared)
                 if timeline.failed:
-                    self._diagnose(error, state, attempt)
+                    self._diagnose(error, y, attempt)
                 if judged.accepted or timeline.done:
                     break
                 first = None if self.inputs or attempt.moves is not None else attempt.slopes[0]
@@ -268,6 +287,10 @@ class LockstepProgram:
             last, first = attempt.slopes[-1], attempt.slopes[0]  # whoever waits begins again where it was
             self._known_slope = (k + 1, step.state, last if moves is None else moves.choose(last, first))
         return step
+
+    def penalised(self, attempt: MemberStep, squared: Tensor) -> Tensor:
+        """The squared error ratios, changed where a step failed for another reason."""
+        return squared
 
     def _diagnose(self, error: State, before: State, attempt: MemberStep) -> None:
         """Say of members that just failed whether f is finite where they are, and where their error was largest."""

@@ -46,6 +46,15 @@ class MemberTolerance:
         assert total is not None
         return total
 
+    def allowed(self, state: State) -> State:
+        """By what a change of each number is multiplied to be measured; of complex ones both parts alike."""
+        found = []
+        for x in state:
+            x = x.detach()
+            scale = 1 / (x.abs() * self._fit("rtol", x, 1.0) + self._fit("atol", x, 1.0))
+            found.append(torch.complex(scale, scale) if x.is_complex() else scale)
+        return tuple(found)
+
     def _fit(self, name: str, leaf: Tensor, scale: float) -> Number:
         """rtol or atol, divided by the scale of the errors, as it goes with a leaf."""
         number: Number = getattr(self, name)

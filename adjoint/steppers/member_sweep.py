@@ -65,7 +65,7 @@ class MemberSweep:
                 program.forget_places()
                 program.safe_places(captured.recorded)
                 assert run.steps is not None
-                run.adopt(program.first, run.steps)
+                run.adopt(program.chain_start, run.steps)
 
     def _kept_in(self, x: Tensor | None) -> bool:
         """Whether what is not finite is in rows of the members that nothing could be done about."""

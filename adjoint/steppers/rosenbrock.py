@@ -69,7 +69,7 @@ class RosenbrockStages(ImplicitStages):
                 y = place.y.detach().requires_grad_()
                 value = vectors.pack(program.part(self.function, IMPLICITLY, t, vectors.unpack(y)))
                 jacobian = program.how.linear.jacobian(value, y)
-                moved = _along(value, [t], [torch.ones_like(t)])
+                moved = derivative_along(value, [t], [torch.ones_like(t)])
             known = program.memory.add(place, (jacobian, None if moved is None else moved.detach()))
         found: tuple[Any, Tensor | None] = known.jacobian
         return found
@@ -107,13 +107,8 @@ class RosenbrockStages(ImplicitStages):
                 there = vectors.pack(program.part(function, IMPLICITLY, start, vectors.unpack(y)))
                 slope = vectors.pack(program.part(function, IMPLICITLY, now, vectors.unpack(point)))
                 gone = (step * gamma).to(x.dtype) if isinstance(step, Tensor) else step * gamma
-                points, along = (y, start), (gone * x[0], (gone * d) * torch.ones_like(start))
-                moved = _along(there, points, along)
-                value = gamma * (slope + rest)
-                if moved is not None:
-                    behind = leaves_behind(points)
-                    held = [leaf for key, leaf in leaves_behind([there]).items() if key not in behind]
-                    value = value + _Along.apply(moved, [there], len(points), *points, *along, *held)
+                directions = (gone * x[0], (gone * d) * torch.ones_like(start))
+                value = plus_derivative(gamma * (slope + rest), there, (y, start), directions)
                 return Evaluated(value[None], [there], [y])
 
         own = (y, point, rest, t_0, t_i, self.h) if isinstance(self.h, Tensor) else (y, point, rest)
@@ -121,7 +116,7 @@ class RosenbrockStages(ImplicitStages):
         return Equation(evaluate, own, how.linear, weights, how.mass, self._shared, program.work).root(found)[0]
 
 
-def _along(value: Tensor, points: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor | None:
+def derivative_along(value: Tensor, points: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor | None:
     """The derivative of ``value`` along directions in ``points``; None if there is none."""
     if not value.requires_grad:
         return None
@@ -135,8 +130,18 @@ def _along(value: Tensor, points: Sequence[Tensor], directions: Sequence[Tensor]
     return moved
 
 
+def plus_derivative(total: Tensor, value: Tensor, points: Sequence[Tensor], along: Sequence[Tensor]) -> Tensor:
+    """``total`` + the derivative of ``value`` along directions in ``points``, as a function of all that it depends on."""
+    moved = derivative_along(value, points, along)
+    if moved is None:
+        return total
+    behind = leaves_behind(points)
+    held = [leaf for key, leaf in leaves_behind([value]).items() if key not in behind]
+    return total + _Along.apply(moved, [value], len(points), *points, *along, *held)
+
+
 class _Along(torch.autograd.Function):
-    """``moved`` = :func:`_along`, with a transpose: that of its product with a cotangent w, d(w^T value) along the directions.
+    """``moved`` = :func:`derivative_along`, with a transpose: that of its product with w, d(w^T value) along the directions.
 
     So f is differentiated twice, as often as torch's own formulas can be: a third time those of layer norms, say, hold
     fixed what is not. Inputs: the points, the directions, and the leaves that f holds.

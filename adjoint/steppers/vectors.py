@@ -40,7 +40,7 @@ class Vectors:
     def pack(self, leaves: State) -> Tensor:
         if self._plain:
             return leaves[0]
-        real = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in leaves]
+        real = [torch.stack((x.real, x.imag), -1) if x.is_complex() else x for x in leaves]
         flat = [x.reshape(*self._lead, -1) for x in real]
         return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
 
@@ -50,7 +50,7 @@ class Vectors:
         found = []
         for part, (shape, is_complex) in zip(vector.split(self._counts, -1), self._like, strict=True):
             x = part.reshape(*shape, 2) if is_complex else part.reshape(shape)
-            found.append(torch.view_as_complex(x.contiguous()) if is_complex else x)
+            found.append(torch.complex(*x.unbind(-1)) if is_complex else x)  # of numbers that may lie anywhere
         return tuple(found)
 
     def allowed(self, tolerance: Tolerance, state: State) -> Tensor:
@@ -78,6 +78,10 @@ class Vectors:
         """The root mean square of a scaled change of stages; of members, that of the one with the largest."""
         norms = torch.linalg.vector_norm(change * scale, dim=-1)
         return float(norms if norms.numel() == 1 else norms.max()) / self._root
+
+    def sizes_of(self, change: Tensor, scale: Tensor) -> Tensor:
+        """That of each member; the largest of its stages."""
+        return torch.linalg.vector_norm(change * scale, dim=-1).amax(0) / self._root
 
 
 def _count(x: Tensor) -> int:
