@@ -213,24 +213,37 @@ class KrylovSystem:
         return held - torch.stack(moved)
 
     def _solved(self, b: Tensor, transposed: bool) -> tuple[Tensor, int]:
-        how, size, kind = self.how, b.numel(), b.detach().numpy().dtype
+        how = self.how
 
-        def operator(x: np.ndarray) -> np.ndarray:
-            return self._apply(torch.from_numpy(x.astype(kind)).reshape(b.shape), transposed).reshape(-1).numpy()
+        def about(x: Tensor) -> Tensor:
+            assert how.preconditioner is not None
+            found = [how.preconditioner(row, float(self.weights[i][i]), transposed) for i, row in enumerate(x)]
+            return torch.stack(found)
 
-        inverse = None
-        if how.preconditioner is not None:
-            hook = how.preconditioner
+        inverse = about if how.preconditioner is not None else None
+        return iterated(lambda x: self._apply(x, transposed), b, how.rtol, how.restart, how.most, inverse)
 
-            def about(x: np.ndarray) -> np.ndarray:
-                rows = torch.from_numpy(x.astype(kind)).reshape(b.shape)
-                found = [hook(row, float(self.weights[i][i]), transposed) for i, row in enumerate(rows)]
-                return torch.stack(found).detach().reshape(-1).numpy()
 
-            inverse = LinearOperator((size, size), matvec=about, dtype=kind)
-        matrix = LinearOperator((size, size), matvec=operator, dtype=kind)
-        right = b.detach().reshape(-1).numpy()
-        if not np.isfinite(right).all():
-            return torch.full_like(b, torch.nan), 1
-        found, left = gmres(matrix, right, rtol=how.rtol, atol=0.0, restart=how.restart, maxiter=how.most, M=inverse)
-        return torch.from_numpy(found).to(b).reshape(b.shape), int(left)
+def iterated(
+    product: Callable[[Tensor], Tensor],
+    b: Tensor,
+    rtol: float,
+    restart: int,
+    most: int,
+    inverse: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, int]:
+    """What ``product`` turns into b, by GMRES through scipy, and 0 if it was found to ``rtol``; shaped like b."""
+    right = b.detach().cpu().reshape(-1).numpy()
+    if not np.isfinite(right).all():
+        return torch.full_like(b, torch.nan), 1
+
+    def operator(of: Callable[[Tensor], Tensor]) -> LinearOperator:
+        def on_arrays(x: np.ndarray) -> np.ndarray:
+            there = torch.from_numpy(x.astype(right.dtype)).to(b).reshape(b.shape)
+            return of(there).detach().cpu().reshape(-1).numpy()
+
+        return LinearOperator((len(right),) * 2, matvec=on_arrays, dtype=right.dtype)
+
+    about = None if inverse is None else operator(inverse)
+    found, left = gmres(operator(product), right, rtol=rtol, atol=0.0, restart=restart, maxiter=most, M=about)
+    return torch.from_numpy(found).to(b).reshape(b.shape), int(left)

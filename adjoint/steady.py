@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from adjoint.captured import transformed
 from adjoint.names import named
+from adjoint.sparse import Products, iterated
 from adjoint.tensors import State, Structure, differentiable, refuse_writing, versions_of
 from adjoint.timeline import SolveError
 
@@ -198,43 +197,24 @@ class _Dense:
 
 class _Krylov:
     def __init__(self, field: _Field, x: Tensor) -> None:
-        self.point, graph = field.graph_at(x)
+        point, graph = field.graph_at(x)
         self.value = graph.detach()
-        self._graph = graph
-        self._seed = torch.zeros_like(graph).requires_grad_()
-        with torch.enable_grad():
-            (self._pulled,) = torch.autograd.grad(graph, self.point, self._seed, create_graph=True)
+        self._products = Products(graph, point)
 
     def push(self, v: Tensor) -> Tensor:
-        """J v, as the derivative of J^T u in u."""
-        (found,) = torch.autograd.grad(self._pulled, self._seed, v, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(v) if found is None else found
-
-    def pull(self, v: Tensor) -> Tensor:
-        return torch.autograd.grad(self._graph, self.point, v, retain_graph=True)[0]
+        """J v"""
+        return self._products.along(v)
 
     def solve(self, b: Tensor, shift: float) -> Tensor:
-        return self._gmres(lambda v: shift * v - self.push(v), b, 1e-4)[0]
+        return iterated(lambda v: shift * v - self.push(v), b, 1e-4, min(len(b), 100), 20)[0]
 
     def transposed(self, b: Tensor) -> Tensor:
         tolerance = 100 * torch.finfo(b.dtype).eps
-        w, off = self._gmres(self.pull, b, tolerance)
+        w, _ = iterated(self._products.transposed, b, tolerance, min(len(b), 100), 20)
+        off = float((self._products.transposed(w) - b).norm()) / max(float(b.norm()), torch.finfo(b.dtype).tiny)
         if not off <= 1e4 * tolerance:
             raise _singular(f"GMRES leaves {off:.1e} of the right-hand side in J^T w = dL/dy")
         return w
-
-    def _gmres(self, product: Callable[[Tensor], Tensor], b: Tensor, tolerance: float) -> tuple[Tensor, float]:
-        """The solution, and what is left of b."""
-
-        def on_arrays(v: np.ndarray) -> np.ndarray:
-            return product(torch.from_numpy(v).to(b).reshape(-1)).detach().cpu().numpy()
-
-        right = b.detach().cpu().numpy()
-        operator = LinearOperator((len(right),) * 2, on_arrays, dtype=right.dtype)
-        found, _ = gmres(operator, right, rtol=tolerance, atol=0.0, restart=min(len(right), 100), maxiter=20)
-        size = float(np.linalg.norm(right))
-        left = float(np.linalg.norm(on_arrays(found) - right)) / size if size else 0.0
-        return torch.from_numpy(found).to(b), left
 
     def check_regular(self, x: Tensor) -> None:
         """That is seen when the transposed system is solved."""
