@@ -21,6 +21,7 @@ from adjoint.events import At, Event, Occurrences
 from adjoint.failures import failure_of
 from adjoint.gradients import gradient_named, is_backprop
 from adjoint.implicit_method import Implicit, divided
+from adjoint.implicit_tableau import ImplicitTableau
 from adjoint.interpolating import CONTINUOUS
 from adjoint.linear import Dense
 from adjoint.members import MemberStats, Wishes, refuse_moving_jumps, solve_members
@@ -29,6 +30,7 @@ from adjoint.names import named
 from adjoint.observing import seen_afterwards, seen_of_members, with_cost, with_integral
 from adjoint.problem import Gradient, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
+from adjoint.rosenbrock_tableaus import RosenbrockTableau
 from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
 from adjoint.steppers.observed import PLACES, Observed
 from adjoint.steppers.symplectic import Splitting, split_function
@@ -427,6 +429,8 @@ def _for_batches(method: Method, controller: str | Controller, time_dtype: torch
             f"linear={type(method.linear).__name__}() solves the systems of one state; with batched=True each member has a "
             f"dense matrix of its own: leave linear= out"
         )
+    if isinstance(method, Implicit) and not isinstance(method.tableau, ImplicitTableau | RosenbrockTableau):
+        raise ValueError(f"method={method.name!r} solves one state at a time; with batched=True give 'kvaerno5', say")
     if isinstance(method, Implicit) and method.consistent != "check":
         raise ValueError(
             f"consistent={method.consistent!r} changes the first state of one solve; with batched=True give consistent ones"

@@ -11,7 +11,7 @@ from test_members import AMPLIFIED, BATCHES, doomed, gradients, stacked
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adjoint import IMPLICIT, ROSENBROCK, Implicit, Krylov, Newton, SolveError, check, frozen_steps, solve
+from adjoint import BDF, IMPLICIT, ROSENBROCK, Implicit, Krylov, Newton, SolveError, check, frozen_steps, solve
 
 D = torch.float64
 TABLES: dict[str, Any] = {**IMPLICIT, **ROSENBROCK}
@@ -226,6 +226,8 @@ def test_what_members_cannot_have_is_refused_by_name() -> None:
         run(method=Implicit("kvaerno3", linear=Krylov()))
     with pytest.raises(ValueError, match="mass has 3 rows, and each member 2 numbers"):
         run(method=Implicit("radau5", mass=torch.eye(3, dtype=D)))
+    with pytest.raises(ValueError, match="solves one state at a time; with batched=True give 'kvaerno5'"):
+        run(method=BDF())
     mass = torch.diag(torch.tensor([1.0, 0.0], dtype=D))
     with pytest.raises(ValueError, match="consistent='solve' changes the first state of one solve"):
         run(method=Implicit("radau5", mass=mass, consistent="solve"))
