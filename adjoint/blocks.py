@@ -68,6 +68,11 @@ class Block:
     def sources(self) -> list[Source]:
         return [*randomness.ambient(), *randomness.of_accelerators(), *self._generators]
 
+    @property
+    def captures(self) -> bool:
+        """Whether it holds tensors with gradients outside of modules."""
+        return any(x.requires_grad for _, x in self._tensors)
+
     def owned(self) -> list[Tensor]:
         """Parameters and buffers, and whatever else it holds."""
         inside = (x for m in self.modules for x in (*m._parameters.values(), *m._buffers.values()) if x is not None)

@@ -187,7 +187,9 @@ class _One:
                 total = _Cotangents.apply(*wanted)
                 del result, wanted
                 meter.restart()
-                total.backward()
+                # what a function holds itself gets no gradient from measuring, nor does the graph behind it
+                inside = [x for x in (*aliases.values(), *entries) if x.requires_grad]
+                total.backward(inputs=inside if block.captures and inside else None)
             self.reversing = max(0, meter.peak - kept)
 
     def choose(

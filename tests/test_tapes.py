@@ -187,3 +187,16 @@ def test_a_wrong_call_gets_a_sentence(options: dict[str, Any], error: type[Excep
         chain(transformer(2), torch.randn(2, 4, 32), **options)
     with pytest.raises(ValueError, match="torch has no operation 'nonsense'"):
         Selective(("nonsense",))
+
+
+@pytest.mark.parametrize("tapes", [(), Selective(), Files()], ids=str)
+def test_measuring_leaves_no_gradient_in_what_a_function_holds(tapes: Any) -> None:
+    leaf = torch.randn(4, 4, requires_grad=True)
+    made = leaf.exp()
+    blocks = [lambda x: (x @ leaf).tanh(), lambda x: x @ made]
+    x = torch.randn(3, 4)
+    adjoint.chain(blocks, x, budget="1 MiB", tapes=tapes).sum().backward()
+    found, leaf.grad = leaf.grad, None
+    made = leaf.exp()
+    blocks[1](blocks[0](x)).sum().backward()
+    assert found is not None and torch.equal(found, leaf.grad)
