@@ -19,7 +19,7 @@ from benchmarks.stiff.where import PARTS, where
 
 ROOT = Path(__file__).parents[2]
 MEMBERS = 1000
-PATIENCE = 150
+PATIENCE = 80
 """Seconds that a process may take."""
 QUIET = {
     "CUDA_VISIBLE_DEVICES": "",
@@ -94,7 +94,6 @@ def error(problem: Stiff, found: dict[str, Any]) -> float:
 
 def row(problem: Stiff, contender: Contender) -> tuple[str, ...]:
     one, many = measured(problem, contender)
-    print(problem.name, contender.label, *({**x, "y0": 0, "p": 0} for x in (one, many)), file=sys.stderr, flush=True)
     cells = [one.get("error", ""), "", ""]
     if "error" not in one:
         cells = [_time(one["seconds"]), f"{error(problem, one):.0e}", _time(one["first"])]
@@ -128,9 +127,12 @@ def versions() -> str:
 
 
 def part(problem: Stiff) -> Section:
-    rows = tuple(row(problem, contender) for contender in CONTENDERS)
+    rows = []
+    for contender in CONTENDERS:
+        rows.append(row(problem, contender))
+        print(problem.name, *rows[-1], sep=" | ", file=sys.stderr, flush=True)
     inputs = problem.inputs(1)
-    return Section(problem.name, f"{inputs[0].size} numbers, {inputs[1].size} parameters.", HEADER, rows)
+    return Section(problem.name, f"{inputs[0].size} numbers, {inputs[1].size} parameters.", HEADER, tuple(rows))
 
 
 def shared() -> Section:
