@@ -19,7 +19,6 @@ from torch import Tensor
 from adjoint.autograd import Step
 from adjoint.bdf import ALPHA, ERROR, GAMMA, INTERPOLANTS, ROWS
 from adjoint.implicit_method import IMPLICITLY, Implicit
-from adjoint.linear import Weights
 from adjoint.memory import aside
 from adjoint.steppers.explicit import Control
 from adjoint.steppers.implicit import HALVED, ImplicitProgram
@@ -235,7 +234,7 @@ class BdfStages(ImplicitStages):
         program, function, a = self.program, self.function, 1 / ALPHA[self.order]
         vectors, t, h, mass = program.vectors, self.times[0], self.stop - self.start, program.how.mass
         known, still = base.detach(), t.detach()
-        coefficients: Weights = ((a,),)
+        coefficients = ((a,),)
 
         def slope(t: Tensor, y: Tensor) -> Tensor:
             found: Tensor = vectors.pack(program.part(function, IMPLICITLY, t, vectors.unpack(y)))

@@ -62,7 +62,7 @@ class ImplicitLockstep(LockstepProgram):
     iterates = True
 
     def __init__(self, how: Implicit, *rest: Any) -> None:
-        super().__init__(how.tableau, *rest)  # type: ignore[arg-type]
+        super().__init__(how.tableau, *rest)
         self.how, self.work = how, Work()
         self.vectors = Vectors(self.first, True)
         if how.mass is not None and len(how.mass) != self.vectors.size:
