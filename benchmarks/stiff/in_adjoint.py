@@ -36,7 +36,7 @@ def _gradient(problem: Stiff, members: int, **how: Any) -> Gradient:
         seen = last[..., problem.seen]
         loss = (seen.log() if problem.logarithm else seen).sum()
         found = torch.autograd.grad(loss, (y0, p))
-        run.steps = solution.stats.steps  # type: ignore[attr-defined]
+        run.steps = int(torch.as_tensor(solution.stats.steps).max())  # type: ignore[attr-defined]
         return tuple(x.reshape(members, -1).numpy() for x in found)  # type: ignore[return-value]
 
     return run
