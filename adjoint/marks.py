@@ -1,5 +1,5 @@
 """Is a recorded step the step that was computed? A few of the first sweep's states and outputs, or some of
-their numbers, are compared."""
+their numbers and sums of all, are compared."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from adjoint.tensors import State
+from adjoint.tensors import State, differentiable
 
 SMALL = 1024
-"""Leaves up to so many bytes are kept whole; of others so many, so that the notes take no memory to speak of."""
+"""Leaves up to so many bytes are kept whole; of others a few times as many, so that the notes take no memory to speak of."""
 
 
 class Marks:
@@ -32,24 +32,24 @@ class Marks:
     def note(self, step: int, state: State) -> None:
         """Remember the state at this step, if it is one of the few."""
         if _few(step):
-            self.notes[step] = [_note(x) for x in state]
+            self.notes[step] = _notes(state)
 
     def compare(self, step: int, state: State) -> None:
         """RuntimeError if the state at this step was another when it was noted."""
         noted = self.notes.get(step)
-        if noted is not None and not all(agree(old, _note(x)) for old, x in zip(noted, state, strict=True)):
+        if noted is not None and not all(map(agree, noted, _notes(state))):
             self._refuse(step)
 
     def note_shown(self, step: int, values: Sequence[Tensor]) -> None:
         """Remember what the caller sees of the step that ends here, if it is one of the few that show something."""
         if _few(self._shows):
-            self.shown[step] = [_note(x) for x in values]
+            self.shown[step] = _notes(values)
         self._shows += 1
 
     def compare_shown(self, step: int, values: Sequence[Tensor]) -> None:
         """RuntimeError if the outputs of this step were others when they were noted."""
         noted = self.shown.get(step)
-        if noted is not None and not all(agree(old, _note(x)) for old, x in zip(noted, values, strict=False)):
+        if noted is not None and not all(map(agree, noted, _notes(values))):
             self._refuse(step)
 
     def _refuse(self, step: int) -> NoReturn:
@@ -64,15 +64,21 @@ def _few(number: int) -> bool:
     return number & ((1 << max(0, number.bit_length() - 4)) - 1) == 0
 
 
-def _note(x: Tensor) -> Tensor:
-    """The leaf itself if it is small; else some of its numbers, spread over every dimension."""
-    line, count, size = x.detach().reshape(-1), x.numel(), x.numel() * x.element_size()
+def _notes(state: Sequence[Tensor]) -> list[Tensor]:
+    return [part for x in state for part in _note(x.detach().reshape(-1))]
+
+
+def _note(line: Tensor) -> tuple[Tensor, ...]:
+    """The leaf itself if it is small; else some of its numbers, and sums (with a rest) in which each number counts."""
+    count, size = line.numel(), line.numel() * line.element_size()
     if size <= SMALL:
-        return line.clone()
-    stride = -(-size // SMALL)
+        return (line.clone(),)
+    width, stride = SMALL // line.element_size(), -(-size // SMALL)
     while gcd(stride, count) > 1:
         stride += 1
-    return line[::stride].clone()
+    wide = torch.promote_types(line.dtype, torch.float32) if differentiable(line) else None
+    whole = count - count % width
+    return line[::stride].clone(), line[:whole].view(-1, width).sum(0, dtype=wide), line[whole:].clone()
 
 
 def agree(old: Tensor, new: Tensor) -> bool:

@@ -992,6 +992,24 @@ def test_writing_to_the_state_late_is_refused(method: str, slots: int | str | No
         solve(lambda t, y: (y.mul_(2) if t > LATE else y) * p, numbers(3), TIMES, slots=slots, **steps_of(method))
 
 
+@pytest.mark.parametrize("jumps", [(), (0.5,)])
+@pytest.mark.parametrize("slots", [1, 20, 50])
+@pytest.mark.parametrize("method", ["euler", "rk4", "explicit_adams"])
+def test_writing_to_the_time_is_refused(method: str, slots: int, jumps: tuple[float, ...]) -> None:
+    """Few steps do, and a step that is computed again would see a time that was moved twice."""
+    p = theta()
+
+    def f(t: Tensor, y: Tensor, written: bool) -> Tensor:
+        if written and 0.81 < float(t) % 1 < 0.83:
+            t += 1
+        return -p.sum() * y * (1 + float(t))
+
+    steps: dict[str, Any] = {"method": method, "dt": 0.01, "slots": slots, "jumps": jumps}
+    solve(f, numbers(3), [0.0, 1.0], args=(False,), **steps).ys.sum().backward()
+    with pytest.raises(RuntimeError, match="f changed its time in place"):
+        solve(f, numbers(3), [0.0, 1.0], args=(True,), **steps).ys.sum().backward()
+
+
 @some_methods
 @slots_matter
 def test_writing_to_a_buffer_is_refused(method: str, slots: int | str | None) -> None:

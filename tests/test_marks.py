@@ -68,6 +68,33 @@ def test_states_that_are_not_numbers_are_the_same_when_they_are_again(size: int)
             marks.compare(3, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex128, torch.int64])
+@pytest.mark.parametrize("size", [129, 1000, 1024])
+def test_a_change_of_any_one_number_is_noticed(size: int, dtype: torch.dtype) -> None:
+    marks, x = Marks("f"), torch.ones(size, dtype=dtype)
+    marks.note(1, (x,))
+    marks.compare(1, (x.clone(),))
+    for i in range(0, size, 1 if dtype is torch.float64 else 7):
+        other = x.clone()
+        other[i] = 2
+        with pytest.raises(RuntimeError, match="computed again"):
+            marks.compare(1, (other,))
+
+
+def test_a_function_that_changes_late_in_one_number_is_refused() -> None:
+    rate, calls = torch.ones(1000, dtype=torch.float64, requires_grad=True), [0]
+
+    def f(t: Tensor, y: Tensor) -> Tensor:
+        calls[0] += 1
+        changed = torch.zeros_like(y)
+        changed[1] = float(calls[0] > 20)
+        return -rate * y * (1 + changed)
+
+    ys = adjoint.solve(f, torch.ones(1000, dtype=torch.float64), [0.0, 1.0], method="euler", dt=0.1, slots=3).ys
+    with pytest.raises(RuntimeError, match="computed again"):
+        ys.sum().backward()
+
+
 def test_a_note_is_not_a_view() -> None:
     """A step may hand on the memory of a slot, which others fill later."""
     marks, x = Marks("f"), torch.ones(3)

@@ -390,6 +390,10 @@ class ExplicitProgram:
             table, place = self._tables.get(k - k % ROWS, ()), k % ROWS * stages
             if place >= len(table):
                 table = self._add_table(k - k % ROWS)
+            if (
+                not table[place].is_inference() and table[place]._version
+            ):  # all of a table count their writings together
+                refuse_writing("f changed its time")
             return table[place : place + stages]
         return self._make_table([(start, stop)])[0].unbind()
 
@@ -399,7 +403,7 @@ class ExplicitProgram:
         if len(self._tables) == TABLES:
             del self._tables[next(iter(self._tables))]
         with aside():
-            self._tables[first] = table = self._make_table(ends).flatten().unbind()
+            self._tables[first] = table = self._make_table(ends).flatten().clone().unbind()
         return table
 
     def forget_times(self) -> None:
