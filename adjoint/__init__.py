@@ -1,11 +1,13 @@
 """Exact discrete adjoint gradients of time-stepping programs on torch tensors, within a memory budget."""
 
 from adjoint import check, state_space
+from adjoint.adaptive_timeline import CONTROLLERS, Controller
 from adjoint.chain import chain, checkpoint, checkpoint_sequential, graph
 from adjoint.checked import ReproducibilityError
 from adjoint.checkpointed import Checkpointed, checkpointed
 from adjoint.estimate import Estimate, estimate
 from adjoint.events import At, Event, Occurrences
+from adjoint.frozen import frozen_steps
 from adjoint.gradients import GRADIENTS, Backprop, Backsolve, Discrete, Tangent
 from adjoint.implicit_method import BDF, Implicit
 from adjoint.implicit_tableau import ImplicitTableau, theta_method
@@ -31,9 +33,9 @@ from adjoint.steppers.newton import Newton
 from adjoint.steppers.symplectic import SPLITTINGS, Flows, Splitting
 from adjoint.stepping import TakenStep, steps
 from adjoint.tableaus import METHODS, Tableau
-from adjoint.tensors import UntrackedTensorError
 from adjoint.tiers import Device, Files, Host
-from adjoint.timeline import CONTROLLERS, Controller, SolveError, frozen_steps
+from adjoint.timeline import SolveError
+from adjoint.touched import UntrackedTensorError
 
 __all__ = [
     "BDF",

@@ -16,19 +16,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient
+from adjoint.adaptive_timeline import AdaptiveTimeline
+from adjoint.ambient import Ambient
 from adjoint.captured import check_versions
 from adjoint.discrete import Native, linearised_chain, prepare
 from adjoint.engines.native.adaptive import begin
 from adjoint.engines.native.kernel import Kernel
 from adjoint.engines.native.pattern import NoPattern, Pattern
 from adjoint.engines.native.sweep import NativeSweep
+from adjoint.frozen import replaying
 from adjoint.join import Sweep, join
 from adjoint.memory import SHARE, free_bytes
 from adjoint.problem import Outcome, Problem, Runs, Stats
 from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.tensors import State, Structure
-from adjoint.timeline import AdaptiveTimeline, FixedTimeline, replaying
+from adjoint.timeline import FixedTimeline
 from revolve import Plan, StoreAll
 
 KEPT = 64

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import count, islice
 from typing import Any, NamedTuple, Protocol
 
@@ -21,8 +21,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from adjoint.captured import Captured
 from adjoint.draws import Drawing, refuse_draws
 from adjoint.kept import heard, refuse_used_again
+from adjoint.layout import apart, linked, settled
 from adjoint.marks import Marks
-from adjoint.tensors import State, Touched, differentiable, leaves_behind, refuse, refuse_kept
+from adjoint.tensors import State, differentiable
+from adjoint.touched import Touched, leaves_behind, refuse, refuse_kept
 
 Cotangent = list[Tensor | None]
 Index = int | tuple[Tensor, ...]
@@ -138,10 +140,6 @@ BLOCK = 32
 """So many steps at most are recorded as one graph, and transposed by one call of torch's engine."""
 
 
-ALIGNMENT = 64
-"""Bytes to which torch aligns memory."""
-
-
 class Recorded(NamedTuple):
     """Steps in a row on one graph, cut before the first.
 
@@ -216,13 +214,13 @@ class AutogradStepper:
                     if self.tracking and any(x.requires_grad for x in _results(step)):
                         self._name_the_missing(k, state)
                     self._first_time(k, step)
-                state = _settled(step.state)
+                state = settled(step.state)
                 if first and self.tracking:
                     self.marks.note(k + 1, state)
                     if step.outputs:
                         self.marks.note_shown(k + 1, _shown(step))
         self.plain_runs += stop - start
-        return _apart(state, entry)
+        return apart(state, entry)
 
     def _advance_with_grad(self, state: State, start: int, stop: int) -> State:
         """Plain runs with the very operations of recorded ones; each graph is dropped at once."""
@@ -254,13 +252,13 @@ class AutogradStepper:
                 if first:
                     self._first_time(k, step)
                 tape[-1].steps.append(step)
-                state = _settled(step.state)
+                state = settled(step.state)
                 (self.marks.note if first else self.marks.compare)(k + 1, state)
                 if step.outputs:
                     (self.marks.note_shown if first else self.marks.compare_shown)(k + 1, _shown(step))
-                leaves = _linked(step.state) if k + 1 < stop else None
+                leaves = linked(step.state) if k + 1 < stop else None
         self.recorded_runs += stop - start
-        return _apart(state, entry), tape
+        return apart(state, entry), tape
 
     def recorded_step(self, k: int, leaves: State) -> Step:
         """One recorded run. After plain runs some are listened to, and all if tensors were put where f looks.
@@ -406,13 +404,6 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _linked(state: State) -> State | None:
-    """Leaves for the next step on the same graph; None if that would not be the same: then the graph is cut."""
-    if not all((x.requires_grad or not differentiable(x)) and _plain(x) for x in state):
-        return None
-    return tuple([x.view_as(x) if differentiable(x) else x for x in state])
-
-
 def _outputs_apart(step: Step) -> Step:
     """Outputs that are the new state itself, or leaves, get a node of their own: their cotangents are added in turn."""
     if not step.outputs:
@@ -423,56 +414,3 @@ def _outputs_apart(step: Step) -> Step:
         for i, xs in step.outputs
     )
     return step._replace(outputs=outputs)
-
-
-def _plain(x: Tensor) -> bool:
-    """Whether x lies as a kept state will: other strides and other alignment are other kernels, and other bits."""
-    return x.is_contiguous() and x.storage_offset() * x.itemsize % ALIGNMENT == 0 and not (x.is_conj() or x.is_neg())
-
-
-def _settled(state: State) -> State:
-    """A state ready for the next step: no graph, and in memory as a kept one."""
-    for x in state:
-        if x.requires_grad or not _plain(x):
-            return tuple([x.detach() if _plain(x) else _copied(x.detach()) for x in state])
-    return state
-
-
-def _copied(x: Tensor) -> Tensor:
-    return x.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-
-
-def _apart(state: State, entry: State) -> State:
-    """The state in memory of its own: a step that hands its input on must not keep a slot alive by it."""
-    if state is entry:
-        return tuple(x.clone() for x in state)
-    if len(state) == 1 and state[0].untyped_storage()._cdata != entry[0].untyped_storage()._cdata:
-        return state
-    held = {x.untyped_storage()._cdata for x in entry}
-    if any(x.untyped_storage()._cdata in held for x in state):
-        return tuple(x.clone() if x.untyped_storage()._cdata in held else x for x in state)
-    return state
-
-
-class Ambient:
-    """What surrounds a computation and changes its numbers: autocast, default dtype and default device.
-
-    Autocast keeps no casts: one cast used twice adds up its cotangents in low precision, two casts do not.
-    """
-
-    def __init__(self) -> None:
-        self._dtype, self._device = torch.get_default_dtype(), torch.get_default_device()
-        kinds = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-        self._casts = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            if torch.get_default_dtype() != self._dtype:
-                stack.callback(torch.set_default_dtype, torch.get_default_dtype())
-                torch.set_default_dtype(self._dtype)
-            if torch.get_default_device() != self._device:
-                stack.enter_context(self._device)
-            for kind, dtype, enabled in self._casts:
-                stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False))
-            yield

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from adjoint import randomness
 from adjoint.randomness import Source
-from adjoint.tensors import Reach, Touched
+from adjoint.reach import Reach
+from adjoint.touched import Touched
 
 _NONE = object()
 

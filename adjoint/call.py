@@ -31,11 +31,13 @@ from adjoint.options import (
     tolerance_of,
 )
 from adjoint.problem import Gradient, Outcome, Problem, check_memory
+from adjoint.reach import Reach
 from adjoint.scipy_solver import ByScipy, Scipy, program_by_scipy
 from adjoint.solve import check_args, checked_state, checked_times, steps_of
-from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
+from adjoint.steppers.control import Control, Tolerance
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.first_event import FirstEvent
-from adjoint.tensors import Reach, State, Structure
+from adjoint.tensors import State, Structure
 
 
 class _Declared:

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from adjoint.kept import Listener
-from adjoint.tensors import Reach, differentiable
+from adjoint.reach import Reach
+from adjoint.tensors import differentiable
 
 
 class Captured:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.timeline import frozen_steps
+from adjoint.frozen import frozen_steps
 
 Loss = Callable[..., Tensor]
 

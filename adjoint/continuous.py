@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Cotangent
+from adjoint.ambient import Ambient
+from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.captured import Captured
 from adjoint.discrete import run_plainly
 from adjoint.join import Reversal, join
@@ -24,7 +25,8 @@ from adjoint.methods import NAMED, Method, program_of
 from adjoint.names import named
 from adjoint.probe import probe
 from adjoint.problem import Outcome, Problem, Stats
-from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, root_mean_square
+from adjoint.steppers.control import Control, Tolerance, root_mean_square
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.symplectic import Splitting
 from adjoint.tensors import State, Structure, leaves_of
 from adjoint.timeline import SolveError

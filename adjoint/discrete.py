@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, TooManyTapes
+from adjoint.ambient import Ambient
+from adjoint.autograd import AutogradStepper, TooManyTapes
 from adjoint.captured import Captured
 from adjoint.checked import CheckedStepper
 from adjoint.continued import Continuable, describe, opened

@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import AdaptiveTimeline
 from adjoint.bdf import DifferentiationFormulas
 from adjoint.events import At, Event, Occurrences
+from adjoint.frozen import replayed
 from adjoint.methods import Method, untimed_program_of
 from adjoint.problem import Gradient, Outcome, Problem
 from adjoint.steppers.adams import Adams
 from adjoint.steppers.bdf import refuse_moving
+from adjoint.steppers.control import Control
 from adjoint.steppers.eventful import EventfulProgram, Log
-from adjoint.steppers.explicit import Control
 from adjoint.steppers.symplectic import Splitting
 from adjoint.tensors import State, Structure
-from adjoint.timeline import AdaptiveTimeline, CutTimeline, FixedTimeline, replayed
+from adjoint.timeline import CutTimeline, FixedTimeline
 from adjoint.transforms import mapped
 
 Events = Sequence[Event | At]

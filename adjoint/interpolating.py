@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Cotangent
+from adjoint.ambient import Ambient
+from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.captured import Captured
 from adjoint.continuous import Backsolve, Right, carried_out, chosen, least, spread, taken
 from adjoint.interpolate import Polynomials
 from adjoint.methods import Method, program_of
 from adjoint.problem import Outcome, Problem
-from adjoint.steppers.explicit import ExplicitProgram, Tolerance, root_mean_square
+from adjoint.steppers.control import Tolerance, root_mean_square
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.stages import Stages
 from adjoint.tensors import State, Structure
 from adjoint.timeline import SolveError

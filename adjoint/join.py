@@ -14,7 +14,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Cotangent, Recorded
+from adjoint.ambient import Ambient
+from adjoint.autograd import AutogradStepper, Cotangent, Recorded
 from adjoint.tangents import Directions, Linearisation, Second
 from adjoint.tensors import State, differentiable
 from adjoint.tiers import Store

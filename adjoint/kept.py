@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from adjoint.tensors import Touched, UntrackedTensorError, differentiable, is_plain, refuse_late, tensors_in
+from adjoint.tensors import differentiable, is_plain, tensors_in
+from adjoint.touched import Touched, UntrackedTensorError, refuse_late
 
 Result = TypeVar("Result")
 

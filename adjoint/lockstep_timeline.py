@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import Controller
 from adjoint.member_times import MemberTimes, Pairs
 from adjoint.tensors import scattered
-from adjoint.timeline import Controller
 
 FINE, MAX_STEPS, UNDERFLOW, NONFINITE = range(4)
 TOGETHER = 64

@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import Controller
 from adjoint.continuous import Backsolve
+from adjoint.frozen import replayed
 from adjoint.implicit_method import Implicit
 from adjoint.lockstep_timeline import AdaptiveLockstep
 from adjoint.member_times import FixedLockstep, MemberTimes
@@ -26,7 +28,7 @@ from adjoint.steppers.member_rosenbrock import RosenbrockLockstep
 from adjoint.steppers.member_step import spread
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable
-from adjoint.timeline import Controller, SolveError, replayed
+from adjoint.timeline import SolveError
 from revolve import Plan
 
 WHY = {

@@ -10,7 +10,8 @@ from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.rosenbrock_tableaus import ROSENBROCK, RosenbrockTableau
 from adjoint.steppers.adams import MULTISTEP, Adams, AdamsProgram
 from adjoint.steppers.bdf import BdfProgram
-from adjoint.steppers.explicit import Control, ExplicitProgram, with_timeline
+from adjoint.steppers.control import Control
+from adjoint.steppers.explicit import ExplicitProgram, with_timeline
 from adjoint.steppers.implicit import ImplicitProgram
 from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.steppers.symplectic import SPLITTINGS, Splitting, SplittingProgram

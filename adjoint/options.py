@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import Controller
 from adjoint.implicit_method import Implicit
 from adjoint.implicit_tableaus import IMPLICIT
 from adjoint.methods import Method
 from adjoint.names import named
 from adjoint.scipy_solver import Scipy
 from adjoint.steppers.adams import MULTISTEP, Adams
-from adjoint.steppers.explicit import Control, Tolerance
+from adjoint.steppers.control import Control, Tolerance
 from adjoint.tableaus import METHODS as TABLEAUS
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, differentiable, leaves_of
-from adjoint.timeline import Controller
 
 METHODS: dict[str, Method] = {
     **{name: TABLEAUS[name] for name in ("dopri8", "dopri5", "tsit5", "bosh3", "fehlberg2", "adaptive_heun")},

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from adjoint.autograd import Ambient
+from adjoint.ambient import Ambient
 from adjoint.blocks import Block, Notes
 from adjoint.checked import ReproducibilityError
 from adjoint.marks import agree

@@ -16,7 +16,8 @@ from adjoint.kept import times_noted
 from adjoint.marks import Marks
 from adjoint.memory import SHARE, Meter, free_bytes
 from adjoint.problem import Problem
-from adjoint.tensors import State, Touched, bytes_of, differentiable, refuse_kept
+from adjoint.tensors import State, bytes_of, differentiable
+from adjoint.touched import Touched, refuse_kept
 from revolve import Plan, parse_bytes, plan
 
 NODE_BYTES = 850

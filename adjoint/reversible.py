@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Cotangent
+from adjoint.ambient import Ambient
+from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.discrete import prepare, tried_and_run, without_gradient
 from adjoint.join import join
 from adjoint.probe import Unmarked

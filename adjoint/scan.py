@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from adjoint.gradients import gradient_named, is_backprop
 from adjoint.problem import Gradient, Problem, check_memory
 from adjoint.progress import Progress, progress_ticker
+from adjoint.reach import Reach
 from adjoint.recurrence import Layout, ScanProgram
-from adjoint.tensors import Reach, State, Structure, check_dense, map_tree
+from adjoint.tensors import State, Structure, check_dense, map_tree
 from adjoint.tiers import Kind
 from adjoint.transforms import leaves_of_tree, through_transforms, tree_of_leaves
 from revolve import Journal, Schedule

@@ -25,10 +25,12 @@ from adjoint.captured import Captured
 from adjoint.continuous import Right, carried_out
 from adjoint.names import named
 from adjoint.problem import Outcome, Problem
-from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance, with_timeline
+from adjoint.steppers.control import Control, Tolerance
+from adjoint.steppers.explicit import ExplicitProgram, with_timeline
 from adjoint.tableaus import METHODS
-from adjoint.tensors import State, Structure, leaves_behind, refuse
+from adjoint.tensors import State, Structure
 from adjoint.timeline import SolveError
+from adjoint.touched import leaves_behind, refuse
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 SOLVERS: dict[str, Any] = {

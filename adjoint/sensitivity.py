@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Cotangent
+from adjoint.ambient import Ambient
+from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.discrete import only_first, prepare, tried_and_run, without_gradient
 from adjoint.join import join
 from adjoint.problem import Outcome, Problem, Stats

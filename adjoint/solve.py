@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import CONTROLLERS, Controller
 from adjoint.again import call_of, is_known, known, remember
 from adjoint.engines.choose import EAGER, ENGINES
 from adjoint.eventful import carried_out, check_events, of_states_alone, program_with_events, put_in_order
@@ -31,13 +32,14 @@ from adjoint.observing import seen_afterwards, seen_of_members, with_cost, with_
 from adjoint.problem import Gradient, Problem, Stats, check_memory
 from adjoint.progress import Progress, progress_ticker
 from adjoint.rosenbrock_tableaus import RosenbrockTableau
-from adjoint.steppers.explicit import Control, ExplicitProgram, Tolerance
+from adjoint.steppers.control import Control, Tolerance
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.observed import PLACES, Observed
 from adjoint.steppers.symplectic import Splitting, split_function
 from adjoint.tableaus import Tableau
 from adjoint.tensors import State, Structure, check_dense, differentiable, map_tree
 from adjoint.tiers import Kind
-from adjoint.timeline import CONTROLLERS, Controller, SolveError
+from adjoint.timeline import SolveError
 from adjoint.transforms import leaves_of_tree, mapped, through_transforms, tree_of_leaves
 from revolve import Journal, Plan, Schedule
 

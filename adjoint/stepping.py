@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import Controller
 from adjoint.failures import broken_step
 from adjoint.interpolate import Polynomials
 from adjoint.methods import Method, program_of
@@ -17,7 +18,7 @@ from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.stages import Stages
 from adjoint.steppers.symplectic import split_function
 from adjoint.tensors import State, Structure, refuse_writing, versions_of
-from adjoint.timeline import Controller, SolveError
+from adjoint.timeline import SolveError
 from adjoint.transforms import mapped
 
 OPEN = 2**62

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adjoint.autograd import Ambient, AutogradStepper, Cotangent, Index, Recorded, Step
+from adjoint.ambient import Ambient
+from adjoint.autograd import AutogradStepper, Cotangent, Index, Recorded, Step
 from adjoint.tensors import State, differentiable
 from adjoint.tiers import Store
 from revolve import Run, Schedule

@@ -24,7 +24,9 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from adjoint.captured import forwards, transformed
-from adjoint.tensors import Reach, UntrackedTensorError, differentiable, leaves_of, map_tree, tensors_in
+from adjoint.reach import Reach
+from adjoint.tensors import differentiable, leaves_of, map_tree, tensors_in
+from adjoint.touched import UntrackedTensorError
 
 functorch = torch._C._functorch
 KNOWN = ("Grad", "Jvp", "Vmap")

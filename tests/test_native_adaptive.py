@@ -12,7 +12,7 @@ from torch import Tensor
 import adjoint
 from adjoint import again
 from adjoint.engines.native import adaptive, kernel
-from adjoint.timeline import frozen_steps
+from adjoint.frozen import frozen_steps
 
 pytest.importorskip("llvmlite")
 double = {"dtype": torch.float64}

@@ -18,7 +18,7 @@ from adjoint.engines.native import kernel, run
 from adjoint.engines.native.algebra import algebra
 from adjoint.engines.native.arrays import shape
 from adjoint.engines.native.emit import declarations
-from adjoint.timeline import frozen_steps
+from adjoint.frozen import frozen_steps
 
 pytest.importorskip("llvmlite")
 RANDOM, GROUP = int(os.environ.get("PROGRAMS_NATIVE_STIFF", 12)), 4

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adjoint import METHODS, Tableau, solve
-from adjoint.timeline import AdaptiveTimeline
+from adjoint.adaptive_timeline import AdaptiveTimeline
 
 Tree = tuple["Tree", ...]
 """A rooted tree is the tuple of the trees that hang from its root."""

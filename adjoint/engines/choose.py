@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from adjoint.adaptive_timeline import AdaptiveTimeline
 from adjoint.autograd import AutogradStepper
 from adjoint.engines.native.cells import Refused
 from adjoint.engines.native.kernel import Kernel, kernel_for
 from adjoint.engines.native.trace import Held
 from adjoint.linear import Dense
 from adjoint.problem import Problem
-from adjoint.steppers.explicit import Control, ExplicitProgram
+from adjoint.steppers.control import Control
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.implicit import ImplicitProgram
 from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.tensors import State
-from adjoint.timeline import AdaptiveTimeline, FixedTimeline
+from adjoint.timeline import FixedTimeline
 
 ENGINES = ("auto", "eager", "native")
 EAGER = "eager: torch operations, one at a time"

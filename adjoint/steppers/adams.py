@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from adjoint.autograd import Step
-from adjoint.steppers.explicit import Control, ExplicitProgram
+from adjoint.frozen import replayed
+from adjoint.steppers.control import Control
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.stages import Stages, Terms
 from adjoint.tableaus import RK4_38
 from adjoint.tensors import State, Structure
-from adjoint.timeline import replayed
 
 HIGHEST = 12
 LEAST = 3

@@ -16,17 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import AdaptiveTimeline
 from adjoint.autograd import Step
 from adjoint.bdf import ALPHA, ERROR, GAMMA, INTERPOLANTS, ROWS
+from adjoint.frozen import replayed
 from adjoint.implicit_method import IMPLICITLY, Implicit
 from adjoint.memory import aside
-from adjoint.steppers.explicit import Control
+from adjoint.steppers.control import Control
 from adjoint.steppers.implicit import HALVED, ImplicitProgram
 from adjoint.steppers.implicit_stages import ImplicitStages
 from adjoint.steppers.newton import NewtonFailed
 from adjoint.steppers.roots import Equation, Evaluated
 from adjoint.tensors import State, Structure
-from adjoint.timeline import AdaptiveTimeline, SolveError, replayed
+from adjoint.timeline import SolveError
 
 LARGEST, SMALLEST = 10.0, 0.2
 """By what the step is multiplied at most and at least."""

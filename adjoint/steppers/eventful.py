@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import AdaptiveTimeline
 from adjoint.autograd import Step
 from adjoint.events import At, Event
 from adjoint.interpolate import Polynomials
@@ -28,7 +29,7 @@ from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.happening import Happening
 from adjoint.steppers.stages import Stages
 from adjoint.tensors import State
-from adjoint.timeline import AdaptiveTimeline, CutTimeline, SolveError
+from adjoint.timeline import CutTimeline, SolveError
 
 Pin = tuple[int, int] | None
 """What moves the end of a step: (i, j) for the j-th time of events[i], (-1, j) for the j-th asked time."""

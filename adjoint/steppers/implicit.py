@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import AdaptiveTimeline
 from adjoint.autograd import Step
 from adjoint.implicit_method import IMPLICITLY, Implicit, Part
 from adjoint.linear import Factored, Weights
 from adjoint.steppers.consistent import Algebraic
-from adjoint.steppers.explicit import Control, ExplicitProgram
+from adjoint.steppers.control import Control
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.implicit_stages import ImplicitStages
 from adjoint.steppers.jacobians import BITS, Memory, Work, none_yet
 from adjoint.steppers.newton import NewtonFailed
 from adjoint.steppers.stages import Terms
 from adjoint.steppers.vectors import Vectors
 from adjoint.tensors import State, Structure
-from adjoint.timeline import AdaptiveTimeline, SolveError
+from adjoint.timeline import SolveError
 
 HALVED = 0.5
 """By what a step is multiplied whose stages are not found."""

@@ -21,11 +21,12 @@ from adjoint.autograd import Step
 from adjoint.captured import lent
 from adjoint.lockstep_timeline import NONFINITE, STATUS, UNDERFLOW, AdaptiveLockstep
 from adjoint.member_times import FixedLockstep, KnownLockstep, MemberTimes, Pairs
+from adjoint.reach import Reach
 from adjoint.steppers.member_error import MemberTolerance, first_steps
 from adjoint.steppers.member_step import Coefficients, MemberStep, Numbers, finite
 from adjoint.tableaus import Tableau
 from adjoint.tangents import Batch, Directions, pushed
-from adjoint.tensors import Reach, State, Structure, bytes_of, refuse_writing, scattered, versions_of
+from adjoint.tensors import State, Structure, bytes_of, refuse_writing, scattered, versions_of
 
 NEVER = 2**62
 DONORS = 8

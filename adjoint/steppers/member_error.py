@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adjoint.member_times import MemberTimes
-from adjoint.steppers.explicit import Tolerance
+from adjoint.steppers.control import Tolerance
 from adjoint.steppers.member_step import SMALL, Slope, finite, spread
 from adjoint.tensors import State, Structure
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adjoint.linear import Factored, LinearAlgebra, Weights
 from adjoint.steppers.jacobians import Work
-from adjoint.tensors import leaves_behind
+from adjoint.touched import leaves_behind
 
 
 class Evaluated(NamedTuple):

@@ -22,7 +22,8 @@ from adjoint.steppers.implicit import ImplicitProgram
 from adjoint.steppers.implicit_stages import ImplicitStages
 from adjoint.steppers.roots import Equation, Evaluated
 from adjoint.steppers.stages import Terms
-from adjoint.tensors import State, leaves_behind
+from adjoint.tensors import State
+from adjoint.touched import leaves_behind
 
 
 class RosenbrockProgram(ImplicitProgram):

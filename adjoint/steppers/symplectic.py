@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adjoint.steppers.explicit import Control, ExplicitProgram
+from adjoint.steppers.control import Control
+from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.stages import Stages
 from adjoint.tableaus import METHODS
 from adjoint.tensors import State, Structure, refuse_writing, versions_of

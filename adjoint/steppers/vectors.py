@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adjoint.steppers.explicit import Tolerance
+from adjoint.steppers.control import Tolerance
 from adjoint.tensors import State
 
 LEAST = 1e-4

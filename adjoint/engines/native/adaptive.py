@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import AdaptiveTimeline
 from adjoint.engines.native.explore import COUNTS, DONE, GOING, NO_ROOM, NUMBERS, WORDS
 from adjoint.engines.native.kernel import Kernel
 from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.steppers.rosenbrock import RosenbrockProgram
 from adjoint.tensors import State
-from adjoint.timeline import AdaptiveTimeline
 
 ROOM = 256
 """Steps that there is room for at first."""

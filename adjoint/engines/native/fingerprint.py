@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adjoint.engines.native.cells import Refused
 from adjoint.engines.native.trace import Held
-from adjoint.tensors import ATOMS, LIBRARIES, children, followable
+from adjoint.reach import ATOMS, LIBRARIES, children, followable
 
 LARGEST = 4096
 """Numbers of a tensor that is no input: beyond, it is too much to be compared at every call."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adjoint.engines.native.fingerprint import CALLED, KNOWN, LARGEST, names_in, of_class
 from adjoint.engines.native.trace import Held
-from adjoint.tensors import ATOMS, LIBRARIES, children, followable, global_names, slots_of
+from adjoint.reach import ATOMS, LIBRARIES, children, followable, global_names, slots_of
 
 MOST = 500
 """Objects; the pattern of more takes as long as the fingerprint."""

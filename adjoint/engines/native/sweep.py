@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adjoint.adaptive_timeline import AdaptiveTimeline
 from adjoint.autograd import AutogradStepper, Cotangent
 from adjoint.captured import Captured
 from adjoint.engines.native.adaptive import Explored, explored, note_systems
@@ -25,7 +26,7 @@ from adjoint.problem import Problem, Runs
 from adjoint.steppers.explicit import ExplicitProgram
 from adjoint.tangents import Directions, Second
 from adjoint.tensors import State, bytes_of
-from adjoint.timeline import AdaptiveTimeline, FixedTimeline
+from adjoint.timeline import FixedTimeline
 from revolve import Plan, Schedule, parse_bytes
 
 

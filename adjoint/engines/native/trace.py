@@ -16,7 +16,9 @@ from torch import Tensor
 from adjoint.engines.native.cells import KIND_OF, Cells, Refused, Unpeeked
 from adjoint.engines.native.operators import FORMULAS, SIMPLER
 from adjoint.engines.native.program import Graph, Kind, Node
-from adjoint.tensors import Reach, State, Structure, Touched
+from adjoint.reach import Reach
+from adjoint.tensors import State, Structure
+from adjoint.touched import Touched
 
 Name = tuple[str, int]
 
