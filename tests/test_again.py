@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -253,3 +254,41 @@ def test_many_threads_get_the_same_bits() -> None:
         every = list(pool.map(lambda _: gradient(net, y0, wanted, "native")[1], range(40)))
     for found in every:
         assert all(x is not None and y is not None and torch.equal(x, y) for x, y in zip(first, found, strict=True))
+
+
+class Settings:
+    """What some keep their numbers in."""
+
+    rate = 1.0
+
+    class Inner:
+        rate = 1.0
+
+
+class Heir(Settings):
+    pass
+
+
+LOOKS: dict[str, Callable[[], float]] = {
+    "an attribute of a class": lambda: Settings.rate,
+    "one that is inherited": lambda: Heir.rate,
+    "one of a class in a class": lambda: Settings.Inner.rate,
+    "the environment": lambda: float(os.environ["ADJOINT_TEST_RATE"]),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_a_function_looks_up_is_looked_up_at_every_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, p = LOOKS[name], torch.tensor([0.5, 0.6], dtype=torch.float64, requires_grad=True)
+
+    def gradient(rate: float, engine: str) -> Tensor:
+        monkeypatch.setattr(Settings, "rate", rate)
+        monkeypatch.setattr(Settings.Inner, "rate", rate)
+        monkeypatch.setenv("ADJOINT_TEST_RATE", str(rate))
+        y0 = torch.ones(2, dtype=torch.float64)
+        how: dict[str, Any] = {"method": "euler", "dt": 0.1, "engine": engine}
+        ys = adjoint.solve(lambda t, y: -p * y * look(), y0, [0.0, 1.0], **how).ys
+        return torch.autograd.grad(ys[-1].sum(), p)[0]
+
+    for rate in (1.0, 1.0, 2.0, 1.0):
+        torch.testing.assert_close(gradient(rate, "native"), gradient(rate, "eager"), rtol=1e-12, atol=0.0)

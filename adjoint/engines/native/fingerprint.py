@@ -22,6 +22,8 @@ MOST = 2000
 """Objects; what leads further cannot be looked at before every call."""
 CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 KNOWN = (FunctionType, MethodType, BuiltinMethodType, functools.partial, *CONTAINERS, np.ndarray, np.generic)
+ELSEWHERE = frozenset(("environ", "getenv", "globals"))
+"""Names by which a function looks where nobody can follow it."""
 CALLED = (BuiltinFunctionType, torch._ops.OpOverload, torch._ops.OpOverloadPacket, np.ufunc)
 
 
@@ -38,11 +40,11 @@ def fingerprint(held: Held) -> tuple[Any, ...]:
                 return child.__name__
             found = sorted(name for name in names if name in vars(child))
             return child.__name__, tuple((x, of(vars(child)[x], names, (*within, child))) for x in found)
-        if isinstance(child, type):
+        if isinstance(child, type) and is_library(child):
             return child
         if isinstance(child, (float, complex)):
             return type(child), repr(child)  # zeros have signs
-        if isinstance(child, ATOMS):
+        if isinstance(child, ATOMS) and not isinstance(child, type):
             return type(child), child
         if id(child) not in places:
             places[id(child)] = len(places)
@@ -57,6 +59,10 @@ def fingerprint(held: Held) -> tuple[Any, ...]:
             continue
         if len(places) > MOST:
             raise Refused(f"f, which leads to more than {MOST} objects")
+        if isinstance(x, type):
+            parts.append(x)
+            parts.extend((name, of(child)) for name, child in of_class(x))
+            continue
         parts.append(_itself(x))
         names = names_in(x.__code__) if isinstance(x, FunctionType) else frozenset()
         parts.extend((label, of(child, names)) for label, child in children(x))
@@ -83,6 +89,8 @@ def _tensor(x: Tensor, place: int | None) -> Any:
 
 def _itself(x: Any) -> Any:
     if isinstance(x, FunctionType):
+        if ELSEWHERE & names_in(x.__code__):
+            raise Refused(f"an f that looks at {', '.join(sorted(ELSEWHERE & names_in(x.__code__)))}")
         return x.__code__, x.__module__, x.__qualname__
     if isinstance(x, (MethodType, BuiltinMethodType, functools.partial, *CONTAINERS)):
         return type(x), len(x) if isinstance(x, CONTAINERS) else 0
@@ -97,8 +105,13 @@ def _itself(x: Any) -> Any:
     return (type(x),)
 
 
+def is_library(kind: type) -> bool:
+    """Whether a class is not the caller's own, so that nothing in it changes."""
+    return (kind.__module__ or "").partition(".")[0] in LIBRARIES
+
+
 def of_class(kind: type) -> Iterator[tuple[str, Any]]:
-    """What a class of the caller's own holds for all its instances: functions and values."""
+    """What a class of the caller's own holds, by itself and for all its instances: functions and values."""
     for c in kind.__mro__:
         if (c.__module__ or "").partition(".")[0] in LIBRARIES:
             continue

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adjoint.engines.native.fingerprint import CALLED, KNOWN, LARGEST, names_in, of_class
+from adjoint.engines.native.fingerprint import CALLED, KNOWN, LARGEST, is_library, names_in, of_class
 from adjoint.engines.native.trace import Held
 from adjoint.reach import ATOMS, LIBRARIES, children, followable, global_names, slots_of
 
@@ -75,7 +75,7 @@ class Pattern:
     def _of(self, x: Any, names: frozenset[str] = frozenset(), within: tuple[ModuleType, ...] = ()) -> Question:
         if isinstance(x, ModuleType):
             return self._module(x, names, within)
-        if isinstance(x, ATOMS):
+        if isinstance(x, ATOMS) and (not isinstance(x, type) or is_library(x)):
             return _atom(x)
         if id(x) in self._met:
             return _again(self._met[id(x)])
@@ -83,6 +83,8 @@ class Pattern:
             raise NoPattern
         self._met[id(x)] = len(self._met)
         self._alive.append(x)
+        if isinstance(x, type):
+            return self._class(x)
         if isinstance(x, Tensor):
             return self._tensor(x)
         if type(x) is FunctionType:
@@ -129,6 +131,22 @@ class Pattern:
                 question(vars(y)[n], walk)
 
         return module
+
+    def _class(self, x: type) -> Question:
+        own = list(of_class(x))
+        questions, labels = [self._of(value) for _, value in own], [label for label, _ in own]
+
+        def same(y: Any, walk: _Walk) -> None:
+            if y is not x:
+                raise _Unlike
+            walk.ids.append(id(y))
+            now = list(of_class(x))
+            if [label for label, _ in now] != labels:
+                raise _Unlike
+            for question, (_, value) in zip(questions, now, strict=True):
+                question(value, walk)
+
+        return same
 
     def _tensor(self, x: Tensor) -> Question:
         kind, shape, dtype, wanted, place = type(x), x.shape, x.dtype, x.requires_grad, self._inputs.get(id(x))
