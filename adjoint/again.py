@@ -224,6 +224,8 @@ def remember(call: Call, native: Native, outcome: Outcome) -> None:
     except NoPattern:
         return
     names = {id(x): name for name, x, _ in reversed(native.versions)}
+    if any(key not in names for key in pattern.order):
+        return
     spoken = [names[key] for key in pattern.order]
     wishes = {name: getattr(problem, name) for name in ("steps", "slots", "budget", "schedule", "engine")}
     said = native.kernel.said("known already")

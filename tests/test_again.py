@@ -266,13 +266,14 @@ class Settings:
 
 
 class Heir(Settings):
-    pass
+    inner = Settings()
 
 
 LOOKS: dict[str, Callable[[], float]] = {
     "an attribute of a class": lambda: Settings.rate,
     "one that is inherited": lambda: Heir.rate,
     "one of a class in a class": lambda: Settings.Inner.rate,
+    "one of an object that a class holds": lambda: Heir.inner.rate,
     "the environment": lambda: float(os.environ["ADJOINT_TEST_RATE"]),
 }
 
@@ -283,6 +284,7 @@ def test_what_a_function_looks_up_is_looked_up_at_every_call(name: str, monkeypa
 
     def gradient(rate: float, engine: str) -> Tensor:
         monkeypatch.setattr(Settings, "rate", rate)
+        monkeypatch.setattr(Heir.inner, "rate", rate)
         monkeypatch.setattr(Settings.Inner, "rate", rate)
         monkeypatch.setenv("ADJOINT_TEST_RATE", str(rate))
         y0 = torch.ones(2, dtype=torch.float64)

@@ -120,6 +120,6 @@ def of_class(kind: type) -> Iterator[tuple[str, Any]]:
                 value = value.__func__
             if isinstance(value, property):
                 value = value.fget
-            own = isinstance(value, (*ATOMS, *CONTAINERS, np.ndarray)) and not name.startswith("__")
+            own = not (name.startswith("__") or name == "_abc_impl" or hasattr(type(value), "__get__"))
             if isinstance(value, FunctionType) or own:
                 yield f"{c.__qualname__}.{name}", value
