@@ -116,14 +116,14 @@ def table(length: int, rows: Sequence[Measured]) -> Section:
 
 
 def _counted(length: int, rows: Sequence[Measured]) -> str:
-    """Chunks run, beside those that the plan says; one more is the trial of step 0, which is run three times."""
+    """Chunks run, beside those that the plan says; beside them step 0 is run twice on trial."""
     size, slots = segment(length), in_torch.kept(length)
     report = revolve.plan(steps=length // size, slots=slots).report
     found = {row.runs for row in rows[:1] if row.gradient is not None}
-    counted = f"; counted: {found.pop() - 3}" if found else ""
+    counted = f"; counted: {found.pop() - 2}" if found else ""
     return (
         f"Chunks of {size} rows; {slots} slots. Chunks run by the plan: {report.plain_runs + report.recorded_runs}{counted}, "
-        f"and 3 on trial."
+        f"and 2 on trial."
     )
 
 
