@@ -54,7 +54,8 @@ TEXT = (
     f"first member, which has the nominal numbers; the others vary by {SPREAD:.0%}). First: the first gradient, with "
     "compilation and import. CVODES (BDF forwards, its adjoint equation backwards) takes members in turn; for Pollution the "
     "loss is multiplied by 1e-8, since its adjoint must meet the absolute tolerance of the state and fails otherwise. diffrax "
-    "takes the PI control that its pages recommend for stiff problems, its discrete adjoint, and vmap, whose steps end when the slowest member's do. The batch of the first row has its "
+    "takes the PI control that its pages recommend for stiff problems, its "
+    "discrete adjoint, and vmap, whose steps end when the slowest member's do. The batch of the first row has its "
     "steps in common (`Dense(members=True)`). To install the peers: `pip install -r benchmarks/stiff.txt`."
 )
 HEADER = ("", "alone", "error", "first", f"{MEMBERS:,} members", "error", "a member, of one alone")
