@@ -304,9 +304,8 @@ class ExplicitProgram:
             table, place = self._tables.get(k - k % ROWS, ()), k % ROWS * stages
             if place >= len(table):
                 table = self._add_table(k - k % ROWS)
-            if (
-                not table[place].is_inference() and table[place]._version
-            ):  # all of a table count their writings together
+            first = table[place]  # all of a table count their writings together
+            if not first.is_inference() and first._version:
                 refuse_writing("f changed its time")
             return table[place : place + stages]
         return self._make_table([(start, stop)])[0].unbind()

@@ -14,6 +14,7 @@ import numpy as np
 
 from adjoint.problems import reference_of
 from benchmarks.measure import Section
+from benchmarks.peers.measure import QUIET
 from benchmarks.stiff.problems import PROBLEMS, RTOL, SPREAD, Stiff
 from benchmarks.stiff.where import PARTS, where
 
@@ -21,13 +22,6 @@ ROOT = Path(__file__).parents[2]
 MEMBERS = 1000
 PATIENCE = 80
 """Seconds that a process may take."""
-QUIET = {
-    "CUDA_VISIBLE_DEVICES": "",
-    "JAX_PLATFORMS": "cpu",
-    "MKL_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-}
 
 
 class Contender(NamedTuple):

@@ -140,11 +140,7 @@ class Pattern:
             if y is not x:
                 raise _Unlike
             walk.ids.append(id(y))
-            now = list(of_class(x))
-            if [label for label, _ in now] != labels:
-                raise _Unlike
-            for question, (_, value) in zip(questions, now, strict=True):
-                question(value, walk)
+            _ask_class(x, labels, questions, walk)
 
         return same
 
@@ -282,13 +278,18 @@ class Pattern:
             values = [*getattr(y, "__dict__", {}).values(), *(getattr(y, name) for name in slots)]
             for question, value in zip(questions, values, strict=True):
                 question(value, walk)
-            now = list(of_class(kind))
-            if [label for label, _ in now] != labels:
-                raise _Unlike
-            for question, (_, value) in zip(shared, now, strict=True):
-                question(value, walk)
+            _ask_class(kind, labels, shared, walk)
 
         return instance
+
+
+def _ask_class(kind: type, labels: list[str], questions: list[Question], walk: _Walk) -> None:
+    """Whether a class holds what it held."""
+    now = list(of_class(kind))
+    if [label for label, _ in now] != labels:
+        raise _Unlike
+    for question, (_, value) in zip(questions, now, strict=True):
+        question(value, walk)
 
 
 def _surroundings(x: FunctionType) -> tuple[Any, ...]:
